@@ -1,0 +1,1 @@
+"""What this machine is: facts, pure parsers of captured texts, probes that never raise."""

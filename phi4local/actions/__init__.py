@@ -1,0 +1,1 @@
+"""The use cases, as generators of small frozen events. Silent: nothing here prints."""

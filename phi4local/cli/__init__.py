@@ -1,0 +1,1 @@
+"""One file a command: parse, call an action, print. `main` is the one error boundary."""

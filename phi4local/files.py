@@ -1,0 +1,59 @@
+"""Files that are whole or absent: written beside the target, synced to disk, renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from phi4local.errors import FormatError, NotFound
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under `path` only when the block ends well; nothing is left behind otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        publish(Path(name), path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a synced file to its final name and sync the folder, in that order (a power cut keeps old or new)."""
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries durable. Windows cannot open a folder; there the rename is all that can be done."""
+    if os.name == "nt":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_bounded(path: Path, limit_bytes: int) -> bytes:
+    """The whole of a small file; a file larger than `limit_bytes` is refused before it is read (FormatError)."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(f"No file `{path}`") from None
+    except OSError as error:
+        raise FormatError(f"`{path}` cannot be read: {error.strerror}") from None
+    if len(data) > limit_bytes:
+        raise FormatError(f"`{path}` is larger than {limit_bytes} bytes, which no such file needs")
+    return data
