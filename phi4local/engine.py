@@ -1,0 +1,86 @@
+"""The seam between a loaded model and everything that talks to it.
+
+An `Engine` is a loaded model; a `Session` is one timeline of tokens. The caller always gives the whole conversation; the
+session finds the common prefix with what it has already read and never reads that again. `stream` yields `Chunk`s and
+ends with exactly one `Finish`; closing the generator cancels within one token. Knows no runtime, file or screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from phi4local.conversation import Message
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+ChunkKind = Literal["answer", "thinking"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """How to choose tokens. Temperature 0 is greedy; `max_tokens` None means: until the end token or the context's end."""
+
+    temperature: float = 0.0
+    top_k: int = 50
+    top_p: float = 0.95
+    seed: int = 0
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of the answer, whole characters only; `thinking` is what stands between <think> and </think>."""
+
+    text: str
+    kind: ChunkKind = "answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the answer cost. `prompt_tokens` counts the whole prompt, `cached_tokens` the part that was not read again."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    generation_tokens: int
+    prompt_tps: float
+    generation_tps: float
+    ttft_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The last item of every stream."""
+
+    reason: FinishReason
+    stats: Stats
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What was loaded and how. `notes` are sentences for the user (a safe retry, a rope choice)."""
+
+    backend: str
+    description: str
+    context_tokens: int
+    safe_mode: bool
+    notes: tuple[str, ...] = ()
+
+
+class Session(Protocol):
+    """One mutable timeline."""
+
+    def stream(self, messages: Sequence[Message], options: GenerationOptions) -> Generator[Chunk | Finish]: ...
+
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def open_session(self) -> Session: ...
+
+    def close(self) -> None: ...
