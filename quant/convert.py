@@ -1,0 +1,290 @@
+"""Executes a plan in one pass: rows are read in file order, hashed, quantized on all cores, written where they belong.
+
+    main thread     reads a block of rows, adds it to the shard's sha256, hands it to the pool
+    pool            widens, quantizes and writes the block at its planned offset (numpy and libggml release the GIL)
+    journal thread  syncs the partial file, then notes which tensors are finished, so that a killed run goes on
+
+Nothing larger than a block is held, and nothing stands under the final name before the whole file has been read again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import queue
+import shutil
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from phi4local.errors import FormatError, InsufficientResources
+from phi4local.files import publish
+from phi4local.units import file_size
+from quant.check import check_build, hash_file
+from quant.journal import Journal
+from quant.plan import Plan, PlannedTensor
+from quant.rows import Bytes, RowFormat, make_rows
+from quant.safetensors import Record, Shard
+from quant.source import SMALL_FILES
+
+BLOCK_WEIGHTS = 1 << 19  # 1 MiB of bf16: large enough to hide Python, small enough for a core's cache
+_CHECKPOINT_BYTES = 256 << 20  # how much source may have to be quantized again after a kill
+_HASH_BYTES = 4 << 20
+_DISK_MARGIN = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the work is: bytes of source weights done; `stage` is `quantize` or `check`."""
+
+    stage: str
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A finished file: its sha256, those of its sources, and how many source bytes an earlier run had done."""
+
+    sha256: str
+    source_sha256: dict[str, str]
+    resumed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Rows of one tensor on their way through the pool."""
+
+    tensor: PlannedTensor
+    form: RowFormat
+    rows: Bytes
+    offset: int
+
+
+def partial_path(target: Path) -> Path:
+    """Where a build grows before it is whole."""
+    return target.with_name(target.name + ".partial")
+
+
+def journal_path(target: Path) -> Path:
+    """What a killed build had finished."""
+    return target.with_name(target.name + ".journal")
+
+
+def fingerprint(plan: Plan) -> str:
+    """What must be equal for a half-done file to be continued: the layout, and each shard's size and time stamp."""
+    digest = hashlib.sha256(plan.header)
+    for shard in plan.source.checkpoint.shards:
+        status = shard.path.stat()
+        digest.update(f"\n{shard.path.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def check_disk(plan: Plan, target: Path) -> None:
+    """Refuse before the first byte when the result does not fit beside its margin (InsufficientResources)."""
+    partial = partial_path(target)
+    present = partial.stat().st_blocks * 512 if partial.exists() else 0
+    needed = int(plan.size_bytes * _DISK_MARGIN) - present
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise _disk_full(target.parent, needed)
+
+
+def _disk_full(folder: Path, needed_bytes: int) -> InsufficientResources:
+    free = shutil.disk_usage(folder).free
+    return InsufficientResources(
+        f"The disk of `{folder}` is too full: {file_size(needed_bytes)} needed, {file_size(free)} free",
+        hint="Make room and run the same command again; finished work is kept",
+    )
+
+
+def convert(plan: Plan, target: Path, *, threads: int) -> Generator[Progress, None, Built]:
+    """Build `target`. Closing the generator stops the work; the same call then goes on from the last checkpoint."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    check_disk(plan, target)
+    with _translated_errors(plan, target):
+        journal = Journal(journal_path(target), fingerprint(plan))
+        try:
+            return (yield from _convert(plan, target, journal, threads))
+        finally:
+            journal.close()
+
+
+def _convert(plan: Plan, target: Path, journal: Journal, threads: int) -> Generator[Progress, None, Built]:
+    partial = partial_path(target)
+    if not partial.exists() or partial.stat().st_size != plan.size_bytes:
+        journal.restart()
+    resumed = sum(t.record.size_bytes for t in plan.tensors if t.record and t.name in journal.finished)
+    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.ftruncate(fd, plan.size_bytes)
+        _write_at(fd, plan.header, 0)
+        for tensor in plan.tensors:
+            if tensor.record is None:
+                _write_at(fd, tensor.data, tensor.offset)
+        yield from _Pass(plan, fd, journal, threads).run()
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    sources = journal.hashes | _hash_small_files(plan)
+    yield Progress("check", 0, plan.size_bytes)
+    check_build(partial, plan)
+    sha256 = hash_file(partial)
+    yield Progress("check", plan.size_bytes, plan.size_bytes)
+    publish(partial, target)
+    journal.remove()
+    return Built(sha256, dict(sorted(sources.items())), resumed)
+
+
+class _Pass:
+    """One walk over all shards. `waiting` are tensors whose blocks are under way, in the order of their reading."""
+
+    def __init__(self, plan: Plan, fd: int, journal: Journal, threads: int) -> None:
+        self.plan, self.fd, self.journal = plan, fd, journal
+        self.targets = {tensor.record.name: tensor for tensor in plan.tensors if tensor.record}
+        self.total_bytes = sum(_weight_bytes(shard) for shard in plan.source.checkpoint.shards)
+        self.done_bytes = 0
+        self.waiting: deque[tuple[PlannedTensor, list[Future[None]]]] = deque()
+        self.finished: list[str] = []
+        self.unsynced_bytes = 0
+        self.pool = ThreadPoolExecutor(threads, "quantize")
+        self.syncer = ThreadPoolExecutor(1, "journal")
+        self.synced: Future[None] | None = None
+        self.buffers: queue.SimpleQueue[Bytes] = queue.SimpleQueue()
+        for _ in range(2 * threads + 1):
+            self.buffers.put(np.empty(0, np.uint8))
+
+    def run(self) -> Iterator[Progress]:
+        try:
+            for shard in self.plan.source.checkpoint.shards:
+                if self._is_finished(shard):
+                    self.done_bytes += _weight_bytes(shard)
+                    yield self._progress()
+                else:
+                    yield from self._read_shard(shard)
+            if self.synced:
+                self.synced.result()
+        finally:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+            self.syncer.shutdown(wait=True)
+
+    def _is_finished(self, shard: Shard) -> bool:
+        targets = [self.targets[record.name] for record in shard.records if record.name in self.targets]
+        return shard.path.name in self.journal.hashes and all(t.name in self.journal.finished for t in targets)
+
+    def _progress(self) -> Progress:
+        return Progress("quantize", self.done_bytes, self.total_bytes)
+
+    def _read_shard(self, shard: Shard) -> Iterator[Progress]:
+        digest = hashlib.sha256()
+        with shard.path.open("rb", buffering=0) as file:
+            digest.update(file.read(shard.data_offset))
+            for record in shard.records:
+                for rows in self._read_record(file.fileno(), record):
+                    digest.update(rows.data)
+                    self.done_bytes += rows.size
+                    self._collect(wait=False)
+                    yield self._progress()
+        self._collect(wait=True)
+        self._checkpoint({"file": shard.path.name, "sha256": digest.hexdigest()})
+
+    def _read_record(self, source: int, record: Record) -> Iterator[Bytes]:
+        """The tensor's bytes, block by block; each block is on its way through the pool once it has been hashed."""
+        tensor = self.targets.get(record.name)
+        if tensor is None or tensor.name in self.journal.finished:
+            for position in range(0, record.size_bytes, _HASH_BYTES):
+                rows = self._read(source, record, position, min(_HASH_BYTES, record.size_bytes - position))
+                yield rows
+                self.buffers.put(rows)
+            return
+        form = RowFormat(record.dtype, tensor.type, record.shape[-1])
+        step = max(1, BLOCK_WEIGHTS // form.weights) * form.source_row_bytes
+        futures: list[Future[None]] = []
+        self.waiting.append((tensor, futures))
+        for position in range(0, record.size_bytes, step):
+            rows = self._read(source, record, position, min(step, record.size_bytes - position))
+            yield rows
+            offset = tensor.offset + position // form.source_row_bytes * form.target_row_bytes
+            futures.append(self.pool.submit(self._write, _Block(tensor, form, rows, offset)))
+
+    def _read(self, source: int, record: Record, position: int, size_bytes: int) -> Bytes:
+        buffer = self.buffers.get()  # waits until the pool has given one back
+        if buffer.base is not None:
+            buffer = buffer.base
+        if buffer.size < size_bytes:
+            buffer = np.empty(size_bytes, np.uint8)
+        rows = buffer[:size_bytes]
+        filled = 0
+        while filled < size_bytes:
+            count = os.preadv(source, [rows.data[filled:]], record.offset + position + filled)
+            if count == 0:
+                raise FormatError(f"The shard with tensor `{record.name}` was cut short while it was read")
+            filled += count
+        return rows
+
+    def _write(self, block: _Block) -> None:
+        try:
+            _write_at(self.fd, make_rows(block.form, block.rows, block.tensor.name).data, block.offset)
+        finally:
+            self.buffers.put(block.rows)
+
+    def _collect(self, *, wait: bool) -> None:
+        """Take tensors whose blocks are all written off the list; an error in the pool is raised here."""
+        while self.waiting and (wait or len(self.waiting) > 1):
+            tensor, futures = self.waiting[0]
+            if not wait and not all(future.done() for future in futures):
+                return
+            for future in futures:
+                future.result()
+            self.waiting.popleft()
+            self.finished.append(tensor.name)
+            self.unsynced_bytes += tensor.record.size_bytes if tensor.record else 0
+        if self.unsynced_bytes >= _CHECKPOINT_BYTES:
+            self._checkpoint()
+
+    def _checkpoint(self, *more: dict[str, str]) -> None:
+        """Make finished tensors durable on the journal's own thread, so that a slow disk does not stop the cores."""
+        if self.synced:
+            self.synced.result()
+        facts = [{"tensor": name} for name in self.finished]
+        self.finished, self.unsynced_bytes = [], 0
+        self.journal.hashes.update({fact["file"]: fact["sha256"] for fact in more})
+        self.synced = self.syncer.submit(self._sync, [*facts, *more])
+
+    def _sync(self, facts: list[dict[str, str]]) -> None:
+        os.fsync(self.fd)
+        self.journal.append(*facts)
+
+
+def _weight_bytes(shard: Shard) -> int:
+    return shard.size_bytes - shard.data_offset
+
+
+def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _hash_small_files(plan: Plan) -> dict[str, str]:
+    folder = plan.source.folder
+    return {name: hash_file(folder / name) for name in SMALL_FILES if (folder / name).exists()}
+
+
+@contextmanager
+def _translated_errors(plan: Plan, target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _disk_full(target.parent, plan.size_bytes) from None
+        raise FormatError(
+            f"Building `{target.name}` failed: {error.strerror} ({error.filename or 'a source file'})"
+        ) from None

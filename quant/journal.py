@@ -1,0 +1,100 @@
+"""What a killed build had finished: one JSON line a fact, each written after the bytes that it speaks of are on disk.
+
+    {"fingerprint": "..."}                     the first line: which plan of which source
+    {"tensor": "blk.0.attn_qkv.weight"}        all its rows are in the partial file
+    {"file": "model-00001...", "sha256": ".."} the whole shard has been read and hashed
+
+The file is also the lock: one build of a target at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+
+from phi4local.errors import UsageError
+from phi4local.files import sync_folder
+
+
+class Journal:
+    """An open, locked journal. `finished` and `hashes` are what an earlier run left for the same fingerprint."""
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path = path
+        self.finished: set[str] = set()
+        self.hashes: dict[str, str] = {}
+        self._fd = _open_locked(path)
+        self._fingerprint = fingerprint
+        if not self._read():
+            self.restart()
+
+    def restart(self) -> None:
+        """Forget what an earlier run had done."""
+        self.finished.clear()
+        self.hashes.clear()
+        os.ftruncate(self._fd, 0)
+        self.append({"fingerprint": self._fingerprint})
+        sync_folder(self.path.parent)
+
+    def _read(self) -> bool:
+        """Take over an earlier run's facts; the last line may be cut off, an unknown one ends the reading."""
+        lines = _read_all(self._fd).split(b"\n")[:-1]
+        facts = [_fact(line) for line in lines]
+        if not facts or facts[0] != {"fingerprint": self._fingerprint}:
+            return False
+        for fact in facts[1:]:
+            if "tensor" in fact:
+                self.finished.add(fact["tensor"])
+            elif "file" in fact and "sha256" in fact:
+                self.hashes[fact["file"]] = fact["sha256"]
+        os.ftruncate(self._fd, sum(len(line) + 1 for line in lines))
+        return True
+
+    def append(self, *facts: dict[str, str]) -> None:
+        """Add facts and make them durable."""
+        data = "".join(json.dumps(fact) + "\n" for fact in facts).encode()
+        os.lseek(self._fd, 0, os.SEEK_END)
+        while data:
+            data = data[os.write(self._fd, data) :]
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def remove(self) -> None:
+        """The build is done; nothing is left to resume."""
+        self.path.unlink(missing_ok=True)
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise UsageError(
+                f"Another process is already building `{path.with_suffix('').name}`", hint="Wait until it has finished"
+            ) from None
+        # The one who held the lock may have finished and removed the file between our open and our lock.
+        if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
+            return fd
+        os.close(fd)
+
+
+def _read_all(fd: int) -> bytes:
+    with os.fdopen(os.dup(fd), "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def _fact(line: bytes) -> dict[str, str]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        return {}
+    return value

@@ -1,0 +1,80 @@
+"""The keys of a build, as llama.cpp's own converter writes them for the Phi-3 architecture (`conversion/phi.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phi4local.errors import FormatError
+from phi4local.files import read_bounded
+from quant.config import Config
+from quant.repair import Repair
+from quant.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import gguf
+
+ARCHITECTURE = "phi3"
+_CARD_LIMIT_BYTES = 10_000_000
+# llama.cpp treats a model so named as a Phi-3 and looks for tokens that a Phi-4 does not have (llama-vocab.cpp).
+_MISREAD_NAMES = ("phi-3", "phi3")
+
+
+def add_architecture(writer: gguf.GGUFWriter, config: Config, file_type: int) -> None:
+    """Sizes and rope. A sliding window of 0 tells loaders that this is a Phi-4 (llama.cpp PR 10817)."""
+    writer.add_context_length(config.context)
+    writer.add_rope_scaling_orig_ctx_len(config.original_context)
+    writer.add_embedding_length(config.hidden)
+    writer.add_feed_forward_length(config.intermediate)
+    writer.add_block_count(config.layers)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_layer_norm_rms_eps(config.rms_epsilon)
+    writer.add_rope_dimension_count(config.rotary_dimensions)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_file_type(file_type)
+    writer.add_sliding_window(config.sliding_window)
+    if config.long_rope:
+        writer.add_rope_scaling_attn_factors(config.attention_factor)
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
+    """Vocabulary, merges, special ids, template."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(tokenizer.pre)
+    writer.add_token_list(tokenizer.tokens)
+    writer.add_token_types(tokenizer.token_types)
+    writer.add_token_merges(tokenizer.merges)
+    for kind, token_id in tokenizer.special_ids.items():
+        getattr(writer, f"add_{kind}_token_id")(token_id)
+    for kind, flag in tokenizer.add_flags.items():
+        if add := getattr(writer, f"add_add_{kind}_token", None):
+            add(flag)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def read_card(folder: Path, parameters: int) -> tuple[Any, tuple[Repair, ...]]:
+    """Name, licence, sampling and the like from the folder's name, its card and generation_config.json (FormatError).
+
+    A name that llama.cpp would take for a Phi-3's is changed, and that is told as a repair.
+    """
+    import gguf
+    import yaml
+
+    for name in ("README.md", "generation_config.json"):
+        if (folder / name).exists():
+            read_bounded(folder / name, _CARD_LIMIT_BYTES)
+    try:
+        card = gguf.Metadata.load(None, folder.resolve(), None, parameters)
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError, yaml.YAMLError) as error:
+        raise FormatError(f"The model card in README.md cannot be read: {type(error).__name__}") from None
+    card.name = card.name or folder.resolve().name
+    if card.size_label is None:
+        card.size_label = gguf.size_label(parameters, parameters, 0, 0)
+    misread = any(name in card.name.lower() for name in _MISREAD_NAMES)
+    if not misread:
+        return card, ()
+    repair = Repair("general.name", card.name, "Phi-4", "llama.cpp would take a model of this name for a Phi-3")
+    card.name = repair.after
+    return card, (repair,)

@@ -1,0 +1,136 @@
+"""The plan of a build: every tensor's type, size and offset, and the whole header, before a weight is read."""
+
+from __future__ import annotations
+
+import math
+import struct
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phi4local.errors import BackendError, UsageError
+from quant.config import Config
+from quant.ggml import BUILDS, TYPES, TensorType
+from quant.gguf import align, header_bytes
+from quant.metadata import ARCHITECTURE, add_architecture, add_tokenizer, read_card
+from quant.names import weights
+from quant.repair import Repair
+from quant.safetensors import Record
+from quant.skeleton import add_tensor, stored_bytes, tensor_shapes, write_skeleton
+from quant.source import Source
+
+if TYPE_CHECKING:
+    import gguf
+
+# A skeleton and a llama_ftype -> the type that llama.cpp's quantizer gives each tensor: {"output.weight": "Q6_K", ...}
+AskTypes = Callable[[Path, int], dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A tensor of the result: `offset` from the start of the file; its source is a record, or ready `data`."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: TensorType
+    offset: int
+    size_bytes: int
+    record: Record | None
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that the writer needs; exact to the byte."""
+
+    source: Source
+    build: str
+    header: bytes
+    tensors: tuple[PlannedTensor, ...]
+    size_bytes: int
+    repairs: tuple[Repair, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * sum(tensor.size_bytes for tensor in self.tensors) / self.parameters
+
+    @property
+    def type_counts(self) -> dict[str, int]:
+        return dict(Counter(tensor.type.name for tensor in self.tensors).most_common())
+
+
+def check_build(build: str) -> str:
+    """The build's name as it is spelt here (UsageError names them all)."""
+    for name in BUILDS:
+        if name.lower() == build.lower():
+            return name
+    raise UsageError(f"No build called `{build}`", hint=f"One of {', '.join(BUILDS)}")
+
+
+def make_plan(source: Source, build: str, ask_types: AskTypes) -> Plan:
+    """Lay a build out. `ask_types` puts the question of types to llama.cpp itself."""
+    shapes = tensor_shapes(source.config)
+    types = _tensor_types(source.config, build, ask_types)
+    card, card_repairs = read_card(source.folder, sum(math.prod(shape) for shape in shapes.values()))
+
+    def fill(writer: gguf.GGUFWriter) -> None:
+        import gguf
+
+        writer.add_type(gguf.GGUFType.MODEL)
+        card.set_gguf_meta_model(writer)
+        add_architecture(writer, source.config, BUILDS[build])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        add_tokenizer(writer, source.tokenizer)
+        for name, shape in shapes.items():
+            add_tensor(writer, name, shape, types[name])
+
+    header = header_bytes(ARCHITECTURE, fill)
+    tensors = _lay_out(source, types, len(header))
+    size_bytes = align(tensors[-1].offset + tensors[-1].size_bytes)
+    return Plan(source, build, header, tensors, size_bytes, source.repairs + card_repairs)
+
+
+def _tensor_types(config: Config, build: str, ask_types: AskTypes) -> dict[str, TensorType]:
+    shapes = tensor_shapes(config)
+    if build == "BF16":  # what the source already is; vectors are kept in float32
+        return {name: TYPES["BF16" if len(shape) == 2 else "F32"] for name, shape in shapes.items()}
+    with tempfile.TemporaryDirectory(prefix="phi4local-") as folder:
+        skeleton = Path(folder) / "skeleton.gguf"
+        write_skeleton(skeleton, config)
+        answers = ask_types(skeleton, BUILDS[build])
+    if answers.keys() != shapes.keys() or not all(answer in TYPES for answer in answers.values()):
+        raise BackendError("The engine's dry run did not name a known type for every tensor", hint=_REINSTALL)
+    return {name: TYPES[answers[name]] for name in shapes}
+
+
+_REINSTALL = "Reinstall the engine: pip install --force-reinstall llama-cpp-python==0.3.36"
+
+
+def _lay_out(source: Source, types: dict[str, TensorType], offset: int) -> tuple[PlannedTensor, ...]:
+    records = source.checkpoint.records
+    record_of = {weight.name: records[weight.hf_name] for weight in weights(source.config)}
+    ready = _rope_factors(source.config)
+    tensors = []
+    for name, shape in tensor_shapes(source.config).items():
+        size_bytes = stored_bytes(shape, types[name])
+        data = ready.get(name, b"")
+        tensors.append(PlannedTensor(name, shape, types[name], offset, size_bytes, record_of.get(name), data))
+        offset += align(size_bytes)
+    return tuple(tensors)
+
+
+def _rope_factors(config: Config) -> dict[str, bytes]:
+    if config.long_rope is None:
+        return {}
+    long, short = config.long_rope.long, config.long_rope.short
+    return {
+        "rope_factors_long.weight": struct.pack(f"<{len(long)}f", *long),
+        "rope_factors_short.weight": struct.pack(f"<{len(short)}f", *short),
+    }
