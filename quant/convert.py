@@ -104,14 +104,21 @@ def _disk_full(folder: Path, needed_bytes: int) -> InsufficientResources:
     )
 
 
-def convert(plan: Plan, target: Path, *, threads: int) -> Generator[Progress, None, Built]:
-    """Build `target`. Closing the generator stops the work; the same call then goes on from the last checkpoint."""
+def convert(plan: Plan, target: Path, *, threads: int, stale: Path) -> Generator[Progress, None, Built]:
+    """Build `target`. Closing the generator stops the work; the same call then goes on from the last checkpoint.
+
+    `stale` is a file that describes an older `target`; it is deleted just before the new one takes the name.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     check_disk(plan, target)
     with _translated_errors(plan, target):
         journal = Journal(journal_path(target), fingerprint(plan))
         try:
-            return (yield from _convert(plan, target, journal, threads))
+            built = yield from _convert(plan, target, journal, threads)
+            stale.unlink(missing_ok=True)
+            publish(partial_path(target), target)
+            journal.remove()
+            return built
         finally:
             journal.close()
 
@@ -137,8 +144,6 @@ def _convert(plan: Plan, target: Path, journal: Journal, threads: int) -> Genera
     check_build(partial, plan)
     sha256 = hash_file(partial)
     yield Progress("check", plan.size_bytes, plan.size_bytes)
-    publish(partial, target)
-    journal.remove()
     return Built(sha256, dict(sorted(sources.items())), resumed)
 
 

@@ -66,7 +66,7 @@ class Plan:
         return dict(Counter(tensor.type.name for tensor in self.tensors).most_common())
 
 
-def check_build(build: str) -> str:
+def check_build_name(build: str) -> str:
     """The build's name as it is spelt here (UsageError names them all)."""
     for name in BUILDS:
         if name.lower() == build.lower():
