@@ -1,0 +1,73 @@
+"""Whether the builds that are here are still what their manifests say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from phi4local.errors import FormatError
+from phi4local.store import find, manifest_files, read_manifest
+
+_BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Hashing:
+    """How far a file has been read."""
+
+    path: Path
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A build that is not what its manifest says; `got` is None where there is nothing to hash."""
+
+    path: Path
+    expected: str | None
+    got: str | None
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The result: how many builds were looked at, and which are damaged."""
+
+    checked: int
+    damaged: tuple[Damage, ...]
+
+
+def verify(label: str | None) -> Generator[Hashing, None, Verdict]:
+    """Hash one build (a name, or the path of a file with a manifest), or all of them."""
+    if label is None:
+        paths = list(manifest_files())
+    elif label.endswith(".gguf"):
+        paths = [Path(label)]
+    else:
+        paths = [find(label).path]
+    damaged = []
+    for path in paths:
+        damage = yield from _check(path)
+        if damage:
+            damaged.append(damage)
+    return Verdict(len(paths), tuple(damaged))
+
+
+def _check(path: Path) -> Generator[Hashing, None, Damage | None]:
+    try:
+        expected = read_manifest(path).sha256
+    except FormatError as error:
+        return Damage(path, None, None, error.message)
+    if not path.exists():
+        return Damage(path, expected, None, "the file is missing")
+    digest = hashlib.sha256()
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            yield Hashing(path, file.tell(), total)
+    got = digest.hexdigest()
+    return None if got == expected else Damage(path, expected, got, "the content has changed")

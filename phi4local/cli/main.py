@@ -1,0 +1,103 @@
+"""The console script: finds the command, runs it, and is the one place where errors are printed."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
+
+from phi4local import __version__
+from phi4local.errors import Phi4LocalError, UsageError
+
+# command -> what it does; its module is phi4local.cli.<command>, imported only when it is asked for
+COMMANDS = {
+    "demo": "the whole job on the built-in tiny model, offline, in seconds",
+    "probe": "this machine, and what the engine can use of it",
+    "quantize": "make a build from a folder of official weights",
+    "chat": "talk to a model in the terminal",
+    "list": "the builds that are here",
+    "show": "what a build is made of",
+    "verify": "whether builds are undamaged",
+    "remove": "delete a build",
+}
+_SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_INTERRUPTED = 130  # what a shell expects after Ctrl-C
+
+
+class _Command(Protocol):
+    def configure(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints end as a `UsageError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message[:1].upper() + message[1:], hint=f"`{self.prog} --help` shows how it is used")
+
+
+def run() -> NoReturn:
+    """Entry point of the console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; the result is the exit code."""
+    try:
+        return _dispatch(list(arguments))
+    except Phi4LocalError as error:
+        _print_error(error.message, error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone; nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _SYSTEM_ERRORS:
+            raise
+        _print_error(f"{error.strerror}: `{error.filename}`", "Check the folder's permissions and free space")
+        return 6 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        arguments = ["chat"]
+    name, *rest = arguments
+    if name in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0
+    if name in ("-V", "--version"):
+        sys.stdout.write(f"phi4local {__version__}\n")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"Did you mean `phi4local {near[0]}`?" if near else "`phi4local --help` lists the commands"
+        raise UsageError(f"No command called `{name}`", hint=hint)
+    command: _Command = importlib.import_module(f"phi4local.cli.{name}")
+    parser = Parser(prog=f"phi4local {name}", description=COMMANDS[name], allow_abbrev=False)
+    command.configure(parser)
+    return command.run(parser.parse_args(rest))
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = "".join(f"  {name:{width}}{text}\n" for name, text in COMMANDS.items())
+    return (
+        "Microsoft's Phi-4 family on your own machine\n\n"
+        f"usage: phi4local [COMMAND] [ARGUMENTS]\n\nWithout a command it opens a chat.\n\ncommands:\n{lines}\n"
+        "`phi4local COMMAND --help` shows a command's arguments. Every command takes --json.\n"
+        "PHI4LOCAL_HOME is the folder that holds everything the tool keeps.\n"
+    )
+
+
+def _print_error(message: str, hint: str) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {message}\n" + (f"\nhint: {hint}\n" if hint else ""))

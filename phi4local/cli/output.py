@@ -1,0 +1,88 @@
+"""All that is printed: data on stdout, talk and progress on stderr, colour and bars only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, TypeVar
+
+Event = TypeVar("Event")
+Result = TypeVar("Result")
+
+
+def emit_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def say(text: str) -> None:
+    """Talk: one line on stderr."""
+    sys.stderr.write(clean(text) + "\n")
+
+
+def clean(text: str) -> str:
+    """Foreign text without control characters, so that a file's name cannot act on the terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """Columns on stdout; those in `right` are aligned to the right. Wide tables are not cut when piped."""
+    lines = [heads, *([clean(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    for line in lines:
+        cells = [cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in _numbered(line, widths)]
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def _numbered(line: Sequence[str], widths: list[int]) -> Iterable[tuple[int, tuple[str, int]]]:
+    return enumerate(zip(line, widths, strict=True))
+
+
+def record(facts: Iterable[tuple[str, str]]) -> None:
+    """Facts on stdout, one a line, their values in one column."""
+    pairs = [(name, clean(value)) for name, value in facts]
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        sys.stdout.write(f"{name:{width}}  {value}\n")
+
+
+def with_progress(work: Generator[Event, None, Result], describe: Callable[[Event], tuple[str, int, int]]) -> Result:
+    """Run work to its end with a bar on a terminal; `describe` gives (what, done bytes, total bytes) of an event."""
+    if not sys.stderr.isatty():
+        return _drain(work)
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, progress.TaskID] = {}
+        try:
+            while True:
+                what, done, total = describe(next(work))
+                task = tasks.setdefault(what, progress.TaskID(-1))
+                if task == -1:
+                    task = tasks[what] = bars.add_task(clean(what), total=total)
+                bars.update(task, completed=done)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
+        finally:
+            work.close()
+
+
+def _drain(work: Generator[Event, None, Result]) -> Result:
+    try:
+        while True:
+            next(work)
+    except StopIteration as stop:
+        result: Result = stop.value
+        return result
+    finally:
+        work.close()

@@ -1,0 +1,39 @@
+"""`phi4local verify`: whether builds are still what their manifests say."""
+
+from __future__ import annotations
+
+import argparse
+
+from phi4local.actions.verify import Hashing, verify
+from phi4local.cli import output
+from phi4local.errors import FormatError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("name", nargs="?", help="NAME, NAME:BUILD or a path (default: every build)")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Hash and compare; damage ends with the exit code of a file that is not what it claims."""
+    verdict = output.with_progress(verify(args.name), _describe)
+    if args.json:
+        output.emit_json(
+            {
+                "checked": verdict.checked,
+                "damaged": [
+                    {"path": str(d.path), "expected": d.expected, "got": d.got, "problem": d.problem}
+                    for d in verdict.damaged
+                ],
+            }
+        )
+    else:
+        for damage in verdict.damaged:
+            output.say(f"damaged: {damage.path}: {damage.problem}")
+        output.say(f"{verdict.checked} checked, {len(verdict.damaged)} damaged")
+    return FormatError.exit_code if verdict.damaged else 0
+
+
+def _describe(event: Hashing) -> tuple[str, int, int]:
+    return event.path.name, event.done_bytes, event.total_bytes

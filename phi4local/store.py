@@ -1,0 +1,134 @@
+"""What is here: builds with their manifests.
+
+    models/<name>/<name>-<build>.gguf
+    models/<name>/<name>-<build>.gguf.manifest.json     written last; a file without one does not exist for us
+
+The manifest beside a build is the truth about it. Manifests are read as distrustfully as any other file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from phi4local.errors import FormatError, NotFound, UsageError
+from phi4local.files import atomic_write, read_bounded
+from phi4local.settings import models_folder
+
+_SUFFIX = ".manifest.json"
+_LIMIT_BYTES = 10_000_000
+_NAME = re.compile(r"[a-z0-9][a-z0-9.\-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A build's birth certificate; JSON as in the command contract, with `path` kept out of the file."""
+
+    name: str
+    build: str
+    format: str
+    bytes: int
+    sha256: str
+    bpw: float
+    types: dict[str, int]
+    repairs: list[dict[str, Any]]
+    source: dict[str, Any]
+    fingerprint: str
+    versions: dict[str, str]
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A file and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def label(self) -> str:
+        return f"{self.manifest.name}:{self.manifest.build}"
+
+
+def build_path(name: str, build: str) -> Path:
+    """Where a build belongs (UsageError for a name that is no plain name)."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"`{name}` cannot be a model's name", hint="Use letters, digits, `.` and `-`")
+    return models_folder() / name / f"{name}-{build}.gguf"
+
+
+def manifest_path(path: Path) -> Path:
+    """The manifest beside a build."""
+    return path.with_name(path.name + _SUFFIX)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Make a build visible."""
+    with atomic_write(manifest_path(path)) as file:
+        file.write(json.dumps(asdict(manifest), indent=1).encode() + b"\n")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the build at `path` (NotFound, FormatError)."""
+    data = read_bounded(manifest_path(path), _LIMIT_BYTES)
+    try:
+        values = json.loads(data)
+        manifest = Manifest(**{key: values[key] for key in Manifest.__annotations__})
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise FormatError(f"The manifest of `{path.name}` is damaged", hint="Build or pull it again") from None
+    kinds = {"str": str, "int": int, "float": float | int}
+    for key, annotation in Manifest.__annotations__.items():
+        kind = kinds.get(annotation, list if annotation.startswith("list") else dict)
+        if not isinstance(getattr(manifest, key), kind):
+            raise FormatError(f"The manifest of `{path.name}` is damaged: `{key}`", hint="Build or pull it again")
+    return manifest
+
+
+def builds() -> list[Build]:
+    """Every complete build, sorted by name; a damaged manifest hides its build from here, not from `verify`."""
+    found = []
+    for path in manifest_files():
+        try:
+            build = Build(path, read_manifest(path))
+        except FormatError:
+            continue
+        if path.exists():
+            found.append(build)
+    return found
+
+
+def manifest_files() -> Iterator[Path]:
+    """The build path of every manifest in the store, whether or not either can be read."""
+    for path in sorted(models_folder().glob(f"*/*{_SUFFIX}")):
+        yield path.with_name(path.name.removesuffix(_SUFFIX))
+
+
+def find(label: str) -> Build:
+    """The build called NAME or NAME:BUILD (NotFound with the nearest name, UsageError where NAME has several)."""
+    name, _, build = label.partition(":")
+    here = builds()
+    named = [entry for entry in here if entry.manifest.name.lower() == name.lower()]
+    matches = [entry for entry in named if not build or entry.manifest.build.lower() == build.lower()]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        choices = ", ".join(entry.label for entry in matches)
+        raise UsageError(f"There are {len(matches)} builds of `{name}` here", hint=f"Say which: {choices}")
+    if named:
+        raise NotFound(f"No build `{build}` of `{name}` is here", hint=f"There is {named[0].label}")
+    near = difflib.get_close_matches(label.lower(), [entry.label.lower() for entry in here], 1, 0.5)
+    known = f"Did you mean {near[0]}?" if near else "Run `phi4local list` to see what is here"
+    raise NotFound(f"No model called `{label}` is here", hint=known)
+
+
+def remove(build: Build) -> None:
+    """Delete a build: its manifest first, so that it is never listed without its file."""
+    manifest_path(build.path).unlink()
+    build.path.unlink(missing_ok=True)
+    if not any(build.path.parent.iterdir()):
+        build.path.parent.rmdir()
