@@ -19,15 +19,16 @@ class Model:
     hidden: int
     layers: int
     rope_theta: int
+    sampled: bool = False  # the model's card asks for temperature 0.8, top-k 50, top-p 0.95
 
 
 # Within one shape the first row is the one that an unknown folder name stands for.
 MODELS = (
     Model("phi-4", "microsoft/phi-4", ("phi-4",), 5120, 40, 250_000),
-    Model("phi-4-reasoning", "microsoft/Phi-4-reasoning", ("phi-4-reasoning",), 5120, 40, 500_000),
-    Model("phi-4-reasoning-plus", "microsoft/Phi-4-reasoning-plus", ("phi-4-reasoning-plus",), 5120, 40, 500_000),
+    Model("phi-4-reasoning", "microsoft/Phi-4-reasoning", ("phi-4-reasoning",), 5120, 40, 500_000, True),
+    Model("phi-4-reasoning-plus", "microsoft/Phi-4-reasoning-plus", ("phi-4-reasoning-plus",), 5120, 40, 500_000, True),
     Model("phi-4-mini", "microsoft/Phi-4-mini-instruct", ("phi-4-mini-instruct", "phi-4-mini"), 3072, 32, 10_000),
-    Model("phi-4-mini-reasoning", "microsoft/Phi-4-mini-reasoning", ("phi-4-mini-reasoning",), 3072, 32, 10_000),
+    Model("phi-4-mini-reasoning", "microsoft/Phi-4-mini-reasoning", ("phi-4-mini-reasoning",), 3072, 32, 10_000, True),
 )
 
 _CACHE_FOLDER = re.compile(r"models--([\w.\-]+)--([\w.\-]+)/snapshots/([0-9a-f]{40})")

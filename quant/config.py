@@ -13,7 +13,8 @@ from typing import Any
 
 from phi4local.errors import FormatError
 from phi4local.files import read_bounded
-from quant.safetensors import parse_json, printable
+from phi4local.printing import printable
+from quant.safetensors import parse_json
 
 CONFIG_LIMIT_BYTES = 1_000_000
 ARCHITECTURE = "Phi3ForCausalLM"

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from phi4local.errors import FormatError, NotFound
+from phi4local.printing import printable
 from quant.ggml import TYPES_BY_ID, TensorType
-from quant.safetensors import printable
 
 if TYPE_CHECKING:
     import gguf as gguf_package

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from phi4local.errors import FormatError
+from phi4local.printing import printable
 from quant.config import Config
-from quant.safetensors import ITEM_BYTES, Checkpoint, printable
+from quant.safetensors import ITEM_BYTES, Checkpoint
 
 _LAYER = (
     # Hugging Face name in a layer, GGUF name in a block

@@ -18,6 +18,7 @@ from typing import Any, TypeGuard
 
 from phi4local.errors import FormatError, NotFound
 from phi4local.files import read_bounded
+from phi4local.printing import printable
 
 HEADER_LIMIT_BYTES = 16_000_000  # the format allows 100 MB; 243 tensors need 40 kB
 INDEX_LIMIT_BYTES = 16_000_000
@@ -189,8 +190,3 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key is repeated")
     return result
-
-
-def printable(text: str) -> str:
-    """Foreign text made safe for a terminal: control characters are shown, length is bounded."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:200])

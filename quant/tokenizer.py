@@ -12,8 +12,9 @@ from typing import Any
 
 from phi4local.errors import FormatError, NotFound
 from phi4local.files import read_bounded
+from phi4local.printing import printable
 from quant.config import Config
-from quant.safetensors import parse_json, printable
+from quant.safetensors import parse_json
 
 TOKENIZER_LIMIT_BYTES = 100_000_000
 CONFIG_LIMIT_BYTES = 10_000_000

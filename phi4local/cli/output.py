@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
+from phi4local.printing import printable, printable_lines
+
 Event = TypeVar("Event")
 Result = TypeVar("Result")
 
@@ -18,17 +20,12 @@ def emit_json(value: Any) -> None:
 
 def say(text: str) -> None:
     """Talk: one line on stderr."""
-    sys.stderr.write(clean(text) + "\n")
-
-
-def clean(text: str) -> str:
-    """Foreign text without control characters, so that a file's name cannot act on the terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    sys.stderr.write(printable_lines(text) + "\n")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
     """Columns on stdout; those in `right` are aligned to the right. Wide tables are not cut when piped."""
-    lines = [heads, *([clean(cell) for cell in row] for row in rows)]
+    lines = [heads, *([printable(cell, limit=1000) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     for line in lines:
         cells = [cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in _numbered(line, widths)]
@@ -41,7 +38,7 @@ def _numbered(line: Sequence[str], widths: list[int]) -> Iterable[tuple[int, tup
 
 def record(facts: Iterable[tuple[str, str]]) -> None:
     """Facts on stdout, one a line, their values in one column."""
-    pairs = [(name, clean(value)) for name, value in facts]
+    pairs = [(name, printable(value, limit=1000)) for name, value in facts]
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         sys.stdout.write(f"{name:{width}}  {value}\n")
@@ -68,7 +65,7 @@ def with_progress(work: Generator[Event, None, Result], describe: Callable[[Even
                 what, done, total = describe(next(work))
                 task = tasks.setdefault(what, progress.TaskID(-1))
                 if task == -1:
-                    task = tasks[what] = bars.add_task(clean(what), total=total)
+                    task = tasks[what] = bars.add_task(printable(what), total=total)
                 bars.update(task, completed=done)
         except StopIteration as stop:
             result: Result = stop.value

@@ -1,0 +1,126 @@
+"""`phi4local chat`: a conversation in the terminal, or one answer with `-p` or piped input."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+
+from phi4local.actions.chat import Opened, open_model
+from phi4local.cli import output
+from phi4local.conversation import Message
+from phi4local.engine import Chunk, Finish, GenerationOptions
+from phi4local.errors import UsageError
+from phi4local.printing import printable_lines
+from ui.lines import Lines
+
+_INPUT_LIMIT = 16_000_000
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "model", nargs="?", metavar="NAME|PATH", help="a build or a .gguf file (default: the only build)"
+    )
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="ask this, print the answer and exit")
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument("--context", type=_count, metavar="N", help="context in tokens (default: at most 8192)")
+    parser.add_argument("--max-tokens", type=_count, metavar="N", help="longest answer (default: to its end)")
+    parser.add_argument("--temperature", type=_temperature, metavar="X", help="0 is greedy (default: the model's own)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
+    parser.add_argument("--json", action="store_true", help="with -p: print one JSON value")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer one prompt, or converse."""
+    prompt = args.prompt if args.prompt is not None else _piped_input()
+    if args.json and prompt is None:
+        raise UsageError("--json needs a prompt", hint='phi4local chat -p "What is 2 + 2?" --json')
+    if prompt is not None and not prompt.strip():
+        raise UsageError("The prompt is empty", hint='phi4local chat -p "What is 2 + 2?"')
+    opened = open_model(args.model, context_tokens=args.context)
+    options = _options(opened.options, args)
+    with contextlib.closing(opened.engine):
+        if prompt is None:
+            _converse(opened, options, args.system)
+        else:
+            messages = [Message("system", args.system)] if args.system else []
+            _answer(opened, [*messages, Message("user", prompt)], options, as_json=args.json)
+    return 0
+
+
+def _piped_input() -> str | None:
+    if sys.stdin is None or sys.stdin.isatty():
+        return None
+    data = sys.stdin.buffer.read(_INPUT_LIMIT + 1)
+    if len(data) > _INPUT_LIMIT:
+        raise UsageError(f"The input is larger than {_INPUT_LIMIT} bytes", hint="Give a part of it")
+    return data.decode("utf-8", errors="replace")
+
+
+def _options(defaults: GenerationOptions, args: argparse.Namespace) -> GenerationOptions:
+    temperature = defaults.temperature if args.temperature is None else args.temperature
+    return dataclasses.replace(defaults, temperature=temperature, seed=args.seed, max_tokens=args.max_tokens)
+
+
+def _converse(opened: Opened, options: GenerationOptions, system: str | None) -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  gives input() its line editing and history
+    info = opened.engine.info
+    output.say(f"{opened.label} on {info.backend}, context {info.context_tokens} tokens")
+    _say_notes(opened)
+    dim = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    Lines(opened.engine.open_session(), options, system, dim=dim).run()
+
+
+def _answer(opened: Opened, messages: list[Message], options: GenerationOptions, *, as_json: bool) -> None:
+    """Print one answer; thinking goes to stderr, so that stdout is the answer alone."""
+    text: list[str] = []
+    thinking: list[str] = []
+    finish: Finish | None = None
+    with contextlib.closing(opened.engine.open_session().stream(messages, options)) as stream:
+        for item in stream:
+            if isinstance(item, Finish):
+                finish = item
+                continue
+            (thinking if item.kind == "thinking" else text).append(item.text)
+            if not as_json:
+                _show(item)
+    assert finish is not None
+    _say_notes(opened)
+    if as_json:
+        facts = {"text": "".join(text), "finish_reason": finish.reason, "thinking": "".join(thinking)}
+        output.emit_json(facts | dataclasses.asdict(finish.stats))
+        return
+    sys.stdout.write("\n")
+    if finish.reason == "length":
+        output.say("The answer was cut off: the limit or the end of the context is reached")
+
+
+def _show(chunk: Chunk) -> None:
+    stream = sys.stderr if chunk.kind == "thinking" else sys.stdout
+    stream.write(printable_lines(chunk.text) if stream.isatty() else chunk.text)
+    stream.flush()
+
+
+def _say_notes(opened: Opened) -> None:
+    for note in opened.engine.info.notes:
+        output.say(f"note: {note}")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 1 << 24:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens")
+    return int(text)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature between 0 and 10")
+    return value

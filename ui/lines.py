@@ -1,0 +1,95 @@
+"""A plain chat, line by line: works on any terminal and through any pipe. Knows engines only by their seam."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Generator
+
+from phi4local.conversation import Message
+from phi4local.engine import Chunk, Finish, GenerationOptions, Session
+from phi4local.errors import Phi4LocalError
+from phi4local.printing import printable_lines
+from phi4local.units import duration
+
+_HELP = "Type a question and press Enter. /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer.\n"
+_DIM, _RESET = "\x1b[2m", "\x1b[0m"
+
+
+class Lines:
+    """One chat on standard input and output; `dim` marks thinking where the terminal has colour."""
+
+    def __init__(self, session: Session, options: GenerationOptions, system: str | None, *, dim: bool) -> None:
+        self.session = session
+        self.options = options
+        self.system = system
+        self.dim = dim
+        self.messages = self._beginning()
+
+    def _beginning(self) -> list[Message]:
+        return [Message("system", self.system)] if self.system else []
+
+    def run(self) -> None:
+        """Ask and answer until the input ends."""
+        sys.stderr.write(_HELP)
+        while (line := self._read()) is not None:
+            question = line.strip()
+            if question == "/exit":
+                return
+            if question == "/new":
+                self.messages = self._beginning()
+            elif question.startswith("/"):
+                sys.stderr.write(_HELP)
+            elif question:
+                self._ask(question)
+
+    def _read(self) -> str | None:
+        try:
+            return input(">>> ")
+        except EOFError:
+            sys.stderr.write("\n")
+            return None
+
+    def _ask(self, question: str) -> None:
+        """One turn; a question whose answer failed is taken back, so that it can be asked again."""
+        self.messages.append(Message("user", question))
+        try:
+            text = self._answer(self.session.stream(self.messages, self.options))
+        except Phi4LocalError as error:
+            self.messages.pop()
+            sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+            return
+        self.messages.append(Message("assistant", text))
+
+    def _answer(self, stream: Generator[Chunk | Finish]) -> str:
+        """Print an answer as it comes; Ctrl-C stops it and keeps what is there."""
+        parts: list[str] = []
+        with contextlib.closing(stream):
+            try:
+                for item in stream:
+                    if isinstance(item, Finish):
+                        self._foot(item)
+                    else:
+                        self._show(item)
+                        if item.kind == "answer":
+                            parts.append(item.text)
+            except KeyboardInterrupt:
+                sys.stdout.write("\n")
+                sys.stderr.write("stopped\n")
+        return "".join(parts)
+
+    def _show(self, chunk: Chunk) -> None:
+        text = printable_lines(chunk.text)
+        if chunk.kind == "thinking" and self.dim:
+            text = f"{_DIM}{text}{_RESET}"
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def _foot(self, finish: Finish) -> None:
+        stats = finish.stats
+        sys.stdout.write("\n")
+        cut = ", cut off: the context or the limit is reached" if finish.reason == "length" else ""
+        sys.stderr.write(
+            f"[{stats.generation_tokens} tokens, {stats.generation_tps:.1f} per second, "
+            f"first after {duration(stats.ttft_seconds)}{cut}]\n"
+        )
