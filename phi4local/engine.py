@@ -1,8 +1,8 @@
 """The seam between a loaded model and everything that talks to it.
 
-An `Engine` is a loaded model; a `Session` is one timeline of tokens. The caller always gives the whole conversation; the
-session finds the common prefix with what it has already read and never reads that again. `stream` yields `Chunk`s and
-ends with exactly one `Finish`; closing the generator cancels within one token. Knows no runtime, file or screen.
+An `Engine` is a loaded model; a `Session` is one timeline of tokens. The caller always gives the whole conversation;
+the session finds the common prefix with what it has already read and never reads that again. `stream` yields `Chunk`s
+and ends with exactly one `Finish`; closing the generator cancels within one token. Knows no runtime, file or screen.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from phi4local.conversation import Message
+from phi4local.conversation import Kind, Message
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-ChunkKind = Literal["answer", "thinking"]
+ChunkKind = Kind
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """How to choose tokens. Temperature 0 is greedy; `max_tokens` None means: until the end token or the context's end."""
+    """How to choose tokens. Temperature 0 is greedy; `max_tokens` None: until the end token or the context's end."""
 
     temperature: float = 0.0
     top_k: int = 50
@@ -38,7 +38,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the answer cost. `prompt_tokens` counts the whole prompt, `cached_tokens` the part that was not read again."""
+    """What the answer cost. `prompt_tokens` counts the whole prompt, `cached_tokens` the part not read again."""
 
     prompt_tokens: int
     cached_tokens: int

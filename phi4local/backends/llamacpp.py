@@ -1,0 +1,310 @@
+"""The engine behind the seam: llama.cpp in a child process that may crash without taking the program along.
+
+    open        start the worker, load the model
+    stream      one answer; the worker is started again first when it has died
+    crash       before the first word: once more, with safe settings; when that works it is remembered
+                after it: BackendError, and the next question works again
+
+One engine has one KV cache; its sessions take turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from phi4local import errors
+from phi4local.backends.load_settings import LoadSettings
+from phi4local.backends.process import Worker, WorkerDied, python_module
+from phi4local.backends.safe_mode import crash_remembered, machine_and_build, remember_crash
+from phi4local.conversation import Message, ThinkSplitter
+from phi4local.engine import Chunk, EngineInfo, Finish, GenerationOptions, Stats
+from phi4local.errors import BackendError, FormatError, NotFound, Phi4LocalError, UsageError
+
+_LOAD_BYTES_PER_SECOND = 100e6
+_LOG = "engine.log"
+_MEMORY = "safe-mode.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long the worker may take before it is ended; `load_seconds` grows with the file."""
+
+    load_seconds: float = 20.0
+    template_seconds: float = 5.0
+    cancel_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """How the worker is run: its command, the folder for its log and its memory, and how long it may take."""
+
+    state_folder: Path
+    command: tuple[str, ...] = field(default_factory=lambda: (*python_module("phi4local.backends.llamacpp_worker"),))
+    deadlines: Deadlines = Deadlines()
+
+
+class LlamaCppEngine:
+    """A model in a worker process (`phi4local.engine.Engine`)."""
+
+    def __init__(self, settings: LoadSettings, host: Host) -> None:
+        """Load the model (NotFound, BackendError, InsufficientResources, UsageError)."""
+        self._path = Path(settings.path)
+        if not self._path.is_file():
+            raise NotFound(f"No model file `{self._path}`", hint="See what is here: phi4local list")
+        self._host = host
+        self._key = machine_and_build()
+        self._known_crash = crash_remembered(host.state_folder / _MEMORY, self._key)
+        self._settings = replace(settings, safe_mode=settings.safe_mode or bool(self._known_crash))
+        self._fresh_crash: WorkerDied | None = None  # safe mode was entered for it and has not proved itself yet
+        self._worker: Worker | None = None
+        self._turn = _Turn()
+        self._answers = 0
+        self._closed = False
+        self._load()
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            backend="llama.cpp",
+            description=self._loaded["description"],
+            context_tokens=self._loaded["context_sizes"][-1],
+            safe_mode=self._settings.safe_mode,
+            notes=(*self._crash_notes(), *self._rope_notes()),
+        )
+
+    def open_session(self) -> LlamaCppSession:
+        return LlamaCppSession(self)
+
+    def close(self) -> None:
+        """End the worker; an answer that is still coming ends with a BackendError."""
+        self._closed = True
+        if self._worker is not None:
+            self._worker.stop()
+
+    def answer(
+        self, messages: Sequence[Message], options: GenerationOptions, started: float
+    ) -> Generator[Chunk | Finish]:
+        """One answer, with what it takes to get over a crash; `started` is when it was asked for."""
+        request = {"op": "answer", "messages": [asdict(message) for message in messages], "options": asdict(options)}
+        with self._turn.taken():
+            recoveries = 0
+            while True:
+                answer = Answer(started)
+                try:
+                    yield from self._attempt(request, answer)
+                except WorkerDied as death:
+                    if answer.began or recoveries == 2 or not self._recover(death, first=not recoveries):
+                        raise self._failure(death) from None
+                    recoveries += 1
+                else:
+                    return
+
+    def _attempt(self, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
+        worker = self._running()
+        self._answers += 1
+        number = self._answers
+        worker.send({**request, "id": number})
+        try:
+            with worker.deadline("template", self._host.deadlines.template_seconds):
+                answer.rendered(worker.receive())
+            while not answer.finished:
+                event = worker.receive()
+                self._prove_safe_mode()
+                yield from answer.heard(event)
+        finally:
+            if not answer.finished:
+                self._cancel(worker, number)
+
+    def _running(self) -> Worker:
+        if self._closed:
+            raise UsageError("The engine is closed")
+        if self._worker is None or not self._worker.alive:
+            self._start()
+        assert self._worker is not None
+        return self._worker
+
+    def _load(self) -> None:
+        """Start for the first time; a crash is retried like one in an answer."""
+        try:
+            self._start()
+        except WorkerDied as death:
+            if not self._recover(death, first=False):
+                raise self._failure(death) from None
+            try:
+                self._start()
+            except WorkerDied as again:
+                raise self._failure(again) from None
+
+    def _start(self) -> None:
+        """Start a worker and load the model (WorkerDied)."""
+        if self._worker is not None:
+            self._worker.stop()
+        self._worker = worker = Worker(self._host.command, self._host.state_folder / _LOG)
+        seconds = self._host.deadlines.load_seconds + self._path.stat().st_size / _LOAD_BYTES_PER_SECOND
+        try:
+            with worker.deadline("load", seconds):
+                worker.send({"op": "load", "settings": asdict(self._settings)})
+                self._loaded = _checked(worker.receive())["loaded"]
+        except BaseException:
+            worker.stop()
+            raise
+
+    def _cancel(self, worker: Worker, number: int) -> None:
+        """Have the worker idle again; it dies when it cannot."""
+        with contextlib.suppress(WorkerDied), worker.deadline("cancel", self._host.deadlines.cancel_seconds):
+            worker.send({"op": "cancel", "id": number})
+            while not _ends(worker.receive()):
+                pass
+
+    def _recover(self, death: WorkerDied, *, first: bool) -> bool:
+        """Whether to ask again, and with which settings; nothing of the answer has been handed out yet."""
+        if death.phase == "template":
+            return first and not death.overdue  # it died before it took the question
+        if not death.crashed or self._settings.safe_mode:
+            return False
+        self._settings = replace(self._settings, safe_mode=True)
+        self._fresh_crash = death
+        return True
+
+    def _prove_safe_mode(self) -> None:
+        """Safe settings have got further than the crash did: remember them."""
+        if self._fresh_crash is None:
+            return
+        self._known_crash = self._fresh_crash.cause
+        self._fresh_crash = None
+        with contextlib.suppress(OSError):  # a full disk must not cost the answer
+            remember_crash(self._host.state_folder / _MEMORY, self._key, self._known_crash)
+
+    def _failure(self, death: WorkerDied) -> Phi4LocalError:
+        """The error for a death that nothing more is done about."""
+        if self._fresh_crash is not None:  # safe settings did not help
+            self._fresh_crash = None
+            self._settings = replace(self._settings, safe_mode=False)
+        if death.phase == "template" and (death.overdue or death.crashed):
+            return FormatError(
+                f"The chat template of `{self._path.name}` did not come to an end",
+                hint="Run `phi4local doctor` on the file, or get another build of the model",
+            )
+        if death.overdue:
+            return BackendError(f"The engine did not {_DUTIES[death.phase]} in time and was ended", hint=_AGAIN)
+        said = f": {death.last_line}" if death.explained and death.last_line else ""
+        failed_to_run = death.explained and not death.crashed
+        hint = _REINSTALL if failed_to_run else _HINTS.get(death.cause, _AGAIN)
+        return BackendError(f"The engine's process ended with {death.cause}{said}", hint=hint)
+
+    def _crash_notes(self) -> Iterator[str]:
+        crash = self._known_crash or (self._fresh_crash.cause if self._fresh_crash else "")
+        if crash:
+            yield (
+                f"llama.cpp crashed on this machine ({crash}) and runs with safe settings, which may be slower; "
+                f"delete `{self._host.state_folder / _MEMORY}` to try full speed again"
+            )
+
+    def _rope_notes(self) -> Iterator[str]:
+        *short, _ = self._loaded["context_sizes"]
+        for tokens in short:
+            yield f"A conversation that passes {tokens} tokens is read again once, with the model's long rope factors"
+
+
+class LlamaCppSession:
+    """One timeline of an engine (`phi4local.engine.Session`)."""
+
+    def __init__(self, engine: LlamaCppEngine) -> None:
+        self._engine = engine
+
+    def stream(self, messages: Sequence[Message], options: GenerationOptions) -> Generator[Chunk | Finish]:
+        """The answer to a conversation (UsageError, FormatError, BackendError)."""
+        return self._engine.answer(messages, options, time.perf_counter())
+
+    def close(self) -> None:
+        """Nothing to give back: the engine's cache belongs to whoever asks next."""
+
+
+class Answer:
+    """One answer as it arrives: pieces of text in, chunks and the finish out."""
+
+    def __init__(self, started: float) -> None:
+        self.finished = False
+        self.began = False
+        self._started = started
+        self._first_seconds = 0.0
+        self._splitter = ThinkSplitter()
+
+    def rendered(self, event: Any) -> None:
+        """The template has run; it may have begun the thinking itself (the worker's own errors)."""
+        self.finished = _ends(event)
+        self._splitter = ThinkSplitter(thinking=_checked(event)["rendered"]["thinking"])
+
+    def heard(self, event: Any) -> Iterator[Chunk | Finish]:
+        """What an event means to the caller (the worker's own errors)."""
+        if isinstance(event, str):
+            parts = self._splitter.feed(event)
+        else:
+            self.finished = _ends(event)
+            _checked(event)
+            parts = self._splitter.end()
+        if not self.began and (parts or self.finished):
+            self._first_seconds = time.perf_counter() - self._started
+        for kind, text in parts:
+            self.began = True
+            yield Chunk(text, kind)
+        if self.finished:
+            yield Finish(event["finish"], self._stats(event))
+
+    def _stats(self, event: dict[str, Any]) -> Stats:
+        read = event["prompt_tokens"] - event["cached_tokens"]
+        return Stats(
+            prompt_tokens=event["prompt_tokens"],
+            cached_tokens=event["cached_tokens"],
+            generation_tokens=event["generation_tokens"],
+            prompt_tps=_rate(read, event["prompt_seconds"]),
+            generation_tps=_rate(event["generation_tokens"], event["generation_seconds"]),
+            ttft_seconds=self._first_seconds,
+        )
+
+
+class _Turn:
+    """A lock for one answer at a time; a thread that would wait for itself is told so instead."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holder = 0
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=self._holder != threading.get_ident()):
+            raise UsageError("The engine is still giving another answer", hint="Read it to its end, or close it")
+        self._holder = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._holder = 0
+            self._lock.release()
+
+
+_DUTIES = {"start": "start", "load": "load the model", "cancel": "stop", "work": "answer"}
+_AGAIN = "Ask again: the engine starts anew by itself"
+_REINSTALL = "Reinstall the engine: pip install --force-reinstall llama-cpp-python"
+_HINTS = {"SIGKILL": "Perhaps memory ran out: choose a smaller build or a smaller `--context`"}
+
+
+def _checked(event: Any) -> Any:
+    """The event, unless it is an error of the worker, which is raised here."""
+    if isinstance(event, dict) and "error" in event:
+        known = event["error"]
+        raise getattr(errors, known["type"])(known["message"], hint=known["hint"])
+    return event
+
+
+def _ends(event: Any) -> bool:
+    return isinstance(event, dict) and ("finish" in event or "error" in event)
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0

@@ -1,0 +1,244 @@
+"""A model in llama.cpp, by its C interface: load, read a prompt, sample, write. Import in a child process only.
+
+    LlamaModel   the weights and the vocabulary
+    Timeline     one KV cache and the token ids in it; reads only what it has not read yet
+    NativeLog    what llama.cpp says; the reason of a failure stands nowhere else
+
+Phi-4-mini has two sets of rope factors, and llama.cpp chooses by the size of the *context*, not by the position. So a
+timeline of such a model begins with a context no larger than the short factors reach, and when the conversation passes
+that, it makes the large one and reads the tokens again; a shorter conversation later goes back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import Any
+
+import llama_cpp.llama_cpp as llama
+
+from phi4local.backends.llamacpp_params import BATCH_TOKENS, context_params, model_params
+from phi4local.backends.llamacpp_vocab import LlamaVocabulary
+from phi4local.backends.load_settings import LoadSettings
+from phi4local.engine import GenerationOptions
+from phi4local.errors import BackendError, InsufficientResources, UsageError
+
+_CONTEXT_STEP = 256  # llama.cpp rounds a context up to this
+_DEFAULT_CONTEXT = 8192
+_ABORTED = 2
+_LOG_BYTES = 1 << 20
+_VALUE_BYTES = 1 << 20
+_DEBUG, _ERROR, _CONTINUED = 1, 4, 5  # ggml's log levels
+_NO_ABORT = llama.ggml_abort_callback()
+
+
+class Cancelled(Exception):
+    """The caller no longer wants the answer."""
+
+
+class NativeLog:
+    """Writes llama.cpp's messages to a file, bounded, and keeps the last errors."""
+
+    def __init__(self, fd: int) -> None:
+        self._errors: deque[str] = deque(maxlen=8)
+        self._fd = fd
+        self._left_bytes = _LOG_BYTES
+        self._level = 0
+        self._callback = llama.llama_log_callback(self._keep)  # must live as long as the library
+        llama.llama_log_set(self._callback, None)
+
+    def reason(self) -> str:
+        """Why the last call failed: a failed load says it one line before the end."""
+        return next((line for line in self._errors if "error loading model" in line), ([""] + [*self._errors])[-1])
+
+    def _keep(self, level: int, text: bytes, _data: object) -> None:
+        self._level = self._level if level == _CONTINUED else level
+        if self._level == _DEBUG:  # some for every token
+            return
+        if self._level == _ERROR and text.strip():
+            self._errors.append(text.decode(errors="replace").strip())
+        if self._left_bytes > 0:
+            self._left_bytes -= len(text)
+            os.write(self._fd, text)
+
+
+class LlamaModel:
+    """Loaded weights (BackendError, InsufficientResources when they do not load; UsageError for a wrong context)."""
+
+    def __init__(self, settings: LoadSettings, log: NativeLog) -> None:
+        self.settings = settings
+        self.log = log
+        llama.llama_backend_init()
+        self.handle = llama.llama_model_load_from_file(os.fsencode(settings.path), model_params(settings))
+        if not self.handle:
+            raise self.failure("The engine cannot load the model")
+        self.vocabulary = LlamaVocabulary(llama.llama_model_get_vocab(self.handle))
+        self.trained_tokens: int = llama.llama_model_n_ctx_train(self.handle)
+        self.context_sizes = self._context_sizes()
+
+    @property
+    def description(self) -> str:
+        """As llama.cpp calls it: `phi3 14B Q4_K - Medium`."""
+        return self._text(llama.llama_model_desc, 256)
+
+    @property
+    def template(self) -> str:
+        """The chat template in the file; empty when there is none."""
+        source: bytes | None = llama.llama_model_chat_template(self.handle, None)
+        return (source or b"").decode(errors="replace")
+
+    def metadata(self, key: str) -> str:
+        """A metadata value as text; empty when absent."""
+        return self._text(lambda model, buffer, size: llama.llama_model_meta_val_str(model, key.encode(), buffer, size))
+
+    def failure(self, what: str) -> BackendError | InsufficientResources:
+        """The error to raise after the engine refused something, with the reason from its log."""
+        reason = self.log.reason()
+        if any(sign in reason.lower() for sign in ("alloc", "out of memory")):
+            return InsufficientResources(f"{what}: {reason}", hint="Choose a smaller build or a smaller `--context`")
+        return BackendError(f"{what}: {reason or 'it does not say why'}", hint="Check the file: phi4local doctor PATH")
+
+    def _text(self, ask: Callable[[Any, Any, int], int], room: int = _VALUE_BYTES) -> str:
+        buffer = ctypes.create_string_buffer(room)
+        return buffer.value.decode(errors="replace") if ask(self.handle, buffer, room) >= 0 else ""
+
+    def _context_sizes(self) -> tuple[int, ...]:
+        """The sizes that a context of this model may have, smallest first: two when rope factors change in between."""
+        wanted = self.settings.context_tokens or min(self.trained_tokens, _DEFAULT_CONTEXT)
+        if not 0 < wanted <= self.trained_tokens:
+            raise UsageError(
+                f"A context of {wanted} tokens is asked for; the model was trained for {self.trained_tokens}",
+                hint=f"Choose `--context` up to {self.trained_tokens}",
+            )
+        whole = -(-wanted // _CONTEXT_STEP) * _CONTEXT_STEP
+        short = self._short_rope_tokens() // _CONTEXT_STEP * _CONTEXT_STEP
+        return (short, whole) if 0 < short < whole else (whole,)
+
+    def _short_rope_tokens(self) -> int:
+        """How far the short rope factors reach; 0 for a model with one set of factors."""
+        name = self.metadata("general.architecture")
+        original = self.metadata(f"{name}.rope.scaling.original_context_length")
+        longrope = self.metadata(f"{name}.rope.scaling.type") in ("", "longrope")
+        return int(original) if longrope and original.isdecimal() and int(original) < self.trained_tokens else 0
+
+
+class Timeline:
+    """One KV cache and the ids of the tokens in it. `cancelled` is asked while a prompt is read."""
+
+    def __init__(self, model: LlamaModel, cancelled: Callable[[], bool]) -> None:
+        self._model = model
+        self._cancelled = cancelled
+        self._abort = llama.ggml_abort_callback(lambda _data: cancelled())
+        self._one = (ctypes.c_int32 * 1)()
+        self._batch = llama.llama_batch_get_one(self._one, 1)
+        self._tokens: list[int] = []
+        self._size = 0
+        self._open(model.context_sizes[0])
+
+    def read(self, ids: Sequence[int]) -> int:
+        """Make `ids` the whole timeline; how many of them were already there (UsageError, BackendError, Cancelled)."""
+        limit = self._model.context_sizes[-1]
+        if len(ids) >= limit:
+            raise UsageError(
+                f"The conversation is {len(ids)} tokens long; the context holds {limit}, answer included",
+                hint="Start a new chat, or give this one more room with `--context`",
+            )
+        self._open(next(size for size in self._model.context_sizes if size > len(ids)))
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._tokens, ids, strict=False)))
+        kept = self._keep(min(common, len(ids) - 1))
+        self._read_on(ids[kept:])
+        return kept
+
+    def append(self, token: int) -> bool:
+        """Add one token; False when the context is full (BackendError)."""
+        if len(self._tokens) == self._size and not self._grow():
+            return False
+        self._one[0] = token
+        if llama.llama_decode(self.context, self._batch):
+            raise self._broken()
+        self._tokens.append(token)
+        return True
+
+    def _open(self, size: int) -> None:
+        """Have a context of this size; a new one is empty."""
+        if size == self._size:
+            return
+        self._close()
+        self.context = llama.llama_init_from_model(self._model.handle, context_params(self._model.settings, size))
+        if not self.context:
+            raise self._model.failure(f"The engine cannot make a context of {size} tokens")
+        self._memory = llama.llama_get_memory(self.context)
+        self._size = size
+
+    def _close(self) -> None:
+        if self._size:
+            llama.llama_free(self.context)
+        self._tokens, self._size = [], 0
+
+    def _grow(self) -> bool:
+        """Go on in the larger context, when there is one."""
+        if self._size == self._model.context_sizes[-1]:
+            return False
+        tokens = self._tokens
+        self._open(self._model.context_sizes[-1])
+        self._read_on(tokens)
+        return True
+
+    def _keep(self, count: int) -> int:
+        """Drop all but the first `count` tokens, or all when the cache cannot be cut; how many are left."""
+        if not llama.llama_memory_seq_rm(self._memory, 0, count, -1):
+            llama.llama_memory_clear(self._memory, True)
+            count = 0
+        del self._tokens[count:]
+        return count
+
+    def _read_on(self, ids: Sequence[int]) -> None:
+        """Read a part of a prompt in batches. The abort callback runs before every node of a graph: only here."""
+        llama.llama_set_abort_callback(self.context, self._abort, None)
+        try:
+            for start in range(0, len(ids), BATCH_TOKENS):
+                self._read_batch(ids[start : start + BATCH_TOKENS])
+        finally:
+            llama.llama_set_abort_callback(self.context, _NO_ABORT, None)
+
+    def _read_batch(self, ids: Sequence[int]) -> None:
+        array = (ctypes.c_int32 * len(ids))(*ids)
+        status = (
+            _ABORTED
+            if self._cancelled()
+            else llama.llama_decode(self.context, llama.llama_batch_get_one(array, len(ids)))
+        )
+        if status == _ABORTED:
+            self._keep(len(self._tokens))
+            raise Cancelled
+        if status:
+            raise self._broken()
+        self._tokens.extend(ids)
+
+    def _broken(self) -> BackendError | InsufficientResources:
+        """After a failed decode nothing in the cache is trusted."""
+        llama.llama_memory_clear(self._memory, True)
+        self._tokens = []
+        return self._model.failure("The engine could not go on")
+
+
+def make_sampler(options: GenerationOptions) -> Any:
+    """llama.cpp's own chain; to be freed with `llama_sampler_free`."""
+    chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+    for sampler in _samplers(options):
+        llama.llama_sampler_chain_add(chain, sampler)
+    return chain
+
+
+def _samplers(options: GenerationOptions) -> list[Any]:
+    if options.temperature <= 0:
+        return [llama.llama_sampler_init_greedy()]
+    return [
+        llama.llama_sampler_init_top_k(options.top_k),
+        llama.llama_sampler_init_top_p(options.top_p, 1),
+        llama.llama_sampler_init_temp(options.temperature),
+        llama.llama_sampler_init_dist(options.seed & 0xFFFFFFFF),
+    ]

@@ -1,0 +1,253 @@
+"""The engine's own process: requests come in as JSON lines, events go out as JSON lines, llama.cpp runs in between.
+
+    in    {"op": "load", "settings": {...}}   {"op": "answer", "id": 1, "messages": [...], "options": {...}}
+          {"op": "cancel", "id": 1}           end of file: the parent is gone, and so is this process, at once
+    out   {"loaded": {...}}  {"rendered": {...}}  {"finish": "stop", ...}  {"error": {...}}
+          and, for every piece of an answer, a bare JSON string
+
+The first thread only reads requests, so that a cancellation or the parent's death is seen while llama.cpp computes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import llama_cpp.llama_cpp as llama
+
+from phi4local.backends.llamacpp_model import Cancelled, LlamaModel, NativeLog, Timeline, make_sampler
+from phi4local.backends.load_settings import LoadSettings
+from phi4local.backends.prompt import Prompts
+from phi4local.engine import FinishReason, GenerationOptions
+from phi4local.errors import FormatError, Phi4LocalError
+from phi4local.template import ChatTemplate
+
+# llama.cpp splits text with std::regex, which needs a stack frame for every letter of a word: 60,000 fill 8 MiB.
+_STACK_BYTES = 512 << 20
+_BUG = 70
+Request = dict[str, Any]
+
+
+class Inbox:
+    """The parent's requests, in order; a cancellation overtakes them."""
+
+    def __init__(self) -> None:
+        self.cancelled_id = 0
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+
+    def read(self, stream: BinaryIO) -> None:
+        """Take requests until the parent closes the pipe or dies."""
+        for line in stream:
+            request = json.loads(line)
+            if request["op"] == "cancel":
+                self.cancelled_id = request["id"]
+            else:
+                self._requests.put(request)
+
+    def next(self) -> Request:
+        """Wait for the next request."""
+        return self._requests.get()
+
+
+class Events:
+    """The way back to the parent: one write for a line, whole or not at all."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def send(self, event: object) -> None:
+        self.write(line(event))
+
+    def write(self, data: bytes) -> None:
+        """Write prepared lines; a pipe may take a long one in parts."""
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+
+def line(event: object) -> bytes:
+    """An event on the wire."""
+    return json.dumps(event, separators=(",", ":")).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a token writes; `line` is ready for the pipe when that is whole characters."""
+
+    data: bytes
+    text: str
+    line: bytes
+    ends: bool
+
+
+class Speaker:
+    """Sends an answer token by token, whole characters only, and remembers its text."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._incomplete = False
+        self._texts: list[str] = []
+
+    def say(self, piece: Piece) -> None:
+        if piece.line and not self._incomplete:
+            self._texts.append(piece.text)
+            self._events.write(piece.line)
+        else:
+            self._say_part(self._decoder.decode(piece.data))
+            self._incomplete = bool(self._decoder.getstate()[0])
+
+    def end(self) -> str:
+        """The whole text, after what was incomplete has become U+FFFD."""
+        self._say_part(self._decoder.decode(b"", final=True))
+        return "".join(self._texts)
+
+    def _say_part(self, text: str) -> None:
+        if text:
+            self._texts.append(text)
+            self._events.send(text)
+
+
+class Desk:
+    """Serves the requests with one loaded model."""
+
+    def __init__(self, inbox: Inbox, events: Events) -> None:
+        self._inbox = inbox
+        self._events = events
+        self._answer_id = -1
+        self._pieces: dict[int, Piece] = {}
+
+    def serve(self) -> None:
+        """Serve until the process ends."""
+        operations: dict[str, Callable[[Request], None]] = {"load": self._load, "answer": self._answer}
+        while True:
+            request = self._inbox.next()
+            try:
+                operations[request["op"]](request)
+            except Phi4LocalError as error:
+                known = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+                self._events.send({"error": known})
+
+    def _load(self, request: Request) -> None:
+        self._model = LlamaModel(LoadSettings(**request["settings"]), NativeLog(2))
+        self._timeline = Timeline(self._model, self._cancelled)
+        self._prompts = Prompts(_chat_template(self._model), self._model.vocabulary)
+        self._events.send(
+            {
+                "loaded": {
+                    "description": self._model.description,
+                    "context_sizes": self._model.context_sizes,
+                }
+            }
+        )
+
+    def _answer(self, request: Request) -> None:
+        self._answer_id = request["id"]
+        rendered = self._prompts.render(request["messages"])
+        self._events.send({"rendered": {"thinking": rendered.thinking}})
+        ids = self._prompts.ids(rendered)
+        started = time.perf_counter()
+        try:
+            cached = self._timeline.read(ids)
+        except Cancelled:
+            self._events.send({"finish": "cancelled"})
+            return
+        read = time.perf_counter()
+        reason, count = self._generate(GenerationOptions(**request["options"]))
+        self._events.send(
+            {
+                "finish": reason,
+                "prompt_tokens": len(ids),
+                "cached_tokens": cached,
+                "generation_tokens": count,
+                "prompt_seconds": read - started,
+                "generation_seconds": time.perf_counter() - read,
+            }
+        )
+
+    def _generate(self, options: GenerationOptions) -> tuple[FinishReason, int]:
+        """Say tokens until something ends the answer; why it ended, and how many there were."""
+        sampler = make_sampler(options)
+        speaker = Speaker(self._events)
+        said: list[int] = []
+        try:
+            reason = self._say_tokens(sampler, speaker, said, options.max_tokens)
+        except Cancelled:
+            reason = "cancelled"
+        finally:
+            llama.llama_sampler_free(sampler)
+        self._prompts.remember(speaker.end(), said)
+        return reason, len(said)
+
+    def _say_tokens(self, sampler: Any, speaker: Speaker, said: list[int], most: int | None) -> FinishReason:
+        """The hot loop. A token is on its way before the next one is computed."""
+        timeline, pieces = self._timeline, self._pieces
+        while len(said) != most:
+            token = llama.llama_sampler_sample(sampler, timeline.context, -1)
+            piece = pieces.get(token) or self._piece(token)
+            if piece.ends:
+                return "stop"
+            said.append(token)
+            speaker.say(piece)
+            if self._inbox.cancelled_id == self._answer_id:
+                return "cancelled"
+            if len(said) != most and not timeline.append(token):
+                return "length"
+        return "length"
+
+    def _piece(self, token: int) -> Piece:
+        vocabulary = self._model.vocabulary
+        data = vocabulary.piece(token)
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            text = ""
+        piece = Piece(data, text, line(text) if text else b"", vocabulary.ends(token))
+        self._pieces[token] = piece
+        return piece
+
+    def _cancelled(self) -> bool:
+        return self._inbox.cancelled_id == self._answer_id
+
+
+def _chat_template(model: LlamaModel) -> ChatTemplate:
+    name = os.path.basename(model.settings.path)  # noqa: PTH119  a name for people, not a path
+    if not model.template:
+        raise FormatError(f"`{name}` carries no chat template", hint="Repair the file: phi4local doctor PATH --fix")
+    return ChatTemplate(model.template, name=name, bos=model.vocabulary.bos, eos=model.vocabulary.eos)
+
+
+def main() -> None:
+    """Run the process: the pipes are standard input and output, everything else that is printed goes to the log."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump of the weights would keep the user waiting
+    events = os.dup(1)
+    os.dup2(2, 1)
+    inbox = Inbox()
+    threading.stack_size(_STACK_BYTES)
+    threading.Thread(target=_serve, args=(Desk(inbox, Events(events)),), daemon=True).start()
+    inbox.read(sys.stdin.buffer)
+    os._exit(0)  # also in the middle of a computation
+
+
+def _serve(desk: Desk) -> None:
+    try:
+        desk.serve()
+    except BaseException:  # noqa: BLE001  the end of the process, not of the exception
+        sys.excepthook(*sys.exc_info())  # a bug keeps its traceback, in the log
+        os._exit(_BUG)
+
+
+if __name__ == "__main__":
+    main()

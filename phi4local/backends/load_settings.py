@@ -1,0 +1,23 @@
+"""What is said to the engine's process about loading; known on both sides of the pipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# The types that a KV cache may have, with ggml's numbers.
+KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """What to load and how. `context_tokens` None: what the model was trained for, 8192 at most; `gpu_layers` -1: all.
+
+    Safe mode goes without what has crashed on some machines: repacked weights (AMX) and flash attention.
+    """
+
+    path: str
+    context_tokens: int | None = None
+    threads: int | None = None
+    gpu_layers: int = -1
+    kv_type: str = "f16"
+    safe_mode: bool = False

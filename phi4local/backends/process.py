@@ -1,0 +1,158 @@
+"""The parent's end of a worker process: spoken to in JSON lines, expected to die at any moment, never left behind.
+
+A worker ends when its standard input ends, so it cannot outlive this process. Knows no engine and no message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_LOG_BYTES = 1 << 20
+_LOG_TAIL_BYTES = 4096
+_ENDING_SECONDS = 2.0
+_PACKAGES = Path(__file__).resolve().parents[2]
+_CRASHES = frozenset(("SIGSEGV", "SIGABRT", "SIGILL", "SIGBUS", "SIGFPE", "SIGTRAP", "SIGSYS"))
+_WINDOWS_ERRORS = 0xC0000000  # an exception code where other systems have a signal
+
+
+class WorkerDied(Exception):
+    """The process is gone; `phase` is what it was doing, `overdue` that it took too long and was ended for it."""
+
+    def __init__(self, phase: str, status: int, *, overdue: bool, last_line: str) -> None:
+        super().__init__(f"{phase}: {status}")
+        self.phase = phase
+        self.overdue = overdue
+        self.last_line = last_line
+        self.cause = _cause(status)
+        self.crashed = not overdue and (self.cause in _CRASHES or status >= _WINDOWS_ERRORS)
+        self.explained = status == -signal.SIGABRT or 0 <= status < _WINDOWS_ERRORS  # it wrote why before it ended
+
+
+def _cause(status: int) -> str:
+    """A signal's name, or the exit status."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-status).name
+    return f"status {status:#x}" if status >= _WINDOWS_ERRORS else f"status {status}"
+
+
+class Worker:
+    """One running process. What it prints to standard error is added to the file `log`."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.phase = "start"
+        self._overdue = False
+        self._log = log
+        with _open_log(log) as errors:
+            self._log_start = errors.tell()
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=_environment(),
+                **_own_group(),
+            )
+        self.stop = weakref.finalize(self, _end, self._process)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, request: Mapping[str, Any]) -> None:
+        """Write one request (WorkerDied)."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except (OSError, ValueError):  # ValueError: the pipe was closed by stop()
+            raise self._death() from None
+
+    def receive(self) -> Any:
+        """Wait for the next event (WorkerDied)."""
+        assert self._process.stdout is not None
+        try:
+            return json.loads(self._process.stdout.readline())
+        except ValueError:  # the end of the pipe, or half a line: no more sense to expect
+            raise self._death() from None
+
+    @contextlib.contextmanager
+    def deadline(self, phase: str, seconds: float) -> Iterator[None]:
+        """While the block runs the process is in `phase`; it is ended when that takes longer."""
+        self.phase = phase
+        timer = threading.Timer(seconds, self._expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self.phase = "work"
+
+    def _expire(self) -> None:
+        self._overdue = True
+        self._process.kill()
+
+    def _death(self) -> WorkerDied:
+        self.stop()
+        status = self._process.returncode
+        return WorkerDied(self.phase, status, overdue=self._overdue, last_line=self._last_line())
+
+    def _last_line(self) -> str:
+        """The last thing that the process said."""
+        with self._log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(min(end, max(self._log_start, end - _LOG_TAIL_BYTES)))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else ""
+
+
+def _open_log(path: Path) -> Any:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    full = path.exists() and path.stat().st_size > _LOG_BYTES
+    file = path.open("ab")
+    if full:
+        file.truncate(0)
+    return file
+
+
+def _environment() -> dict[str, str]:
+    """The worker finds this very package, installed or not, and says why it aborts without calling a debugger."""
+    installed = str(_PACKAGES) in sysconfig.get_paths().values()
+    paths = ["" if installed else str(_PACKAGES), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "GGML_NO_BACKTRACE": "1"}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Close the pipes and take in the process, by force when it does not go."""
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()
+    try:
+        process.wait(_ENDING_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _own_group() -> dict[str, Any]:
+    """Ctrl-C in the terminal reaches this process alone."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"process_group": 0}
+
+
+def python_module(name: str) -> list[str]:
+    """The command that runs a module; -P keeps the current folder's files from being taken for packages."""
+    return [sys.executable, "-P", "-m", name]
