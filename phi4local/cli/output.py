@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
@@ -21,6 +22,12 @@ def emit_json(value: Any) -> None:
 def say(text: str) -> None:
     """Talk: one line on stderr."""
     sys.stderr.write(printable_lines(text) + "\n")
+
+
+def heading(text: str) -> None:
+    """A line that stands out on a terminal, and is plain text elsewhere."""
+    bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    sys.stdout.write(f"\n\x1b[1m{text}\x1b[0m\n" if bold else f"\n{text}\n")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
