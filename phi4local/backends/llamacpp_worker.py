@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import llama_cpp.llama_cpp as llama
@@ -154,6 +155,8 @@ class Desk:
         rendered = self._prompts.render(request["messages"])
         self._events.send({"rendered": {"thinking": rendered.thinking}})
         ids = self._prompts.ids(rendered)
+        if not ids:  # llama.cpp would abort
+            raise FormatError(f"The chat template of `{_name(self._model)}` writes nothing")
         started = time.perf_counter()
         try:
             cached = self._timeline.read(ids)
@@ -219,10 +222,14 @@ class Desk:
 
 
 def _chat_template(model: LlamaModel) -> ChatTemplate:
-    name = os.path.basename(model.settings.path)  # noqa: PTH119  a name for people, not a path
+    name = _name(model)
     if not model.template:
         raise FormatError(f"`{name}` carries no chat template", hint="Repair the file: phi4local doctor PATH --fix")
     return ChatTemplate(model.template, name=name, bos=model.vocabulary.bos, eos=model.vocabulary.eos)
+
+
+def _name(model: LlamaModel) -> str:
+    return Path(model.settings.path).name
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,12 +110,12 @@ class Worker:
         return WorkerDied(self.phase, status, overdue=self._overdue, last_line=self._last_line())
 
     def _last_line(self) -> str:
-        """The last thing that the process said."""
+        """The last thing that the process said, without the folder of the source file that it names."""
         with self._log.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(min(end, max(self._log_start, end - _LOG_TAIL_BYTES)))
             lines = file.read().decode(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else ""
+        return re.sub(r"^\S*/(?=[\w.-]+:\d+: )", "", lines[-1].strip()) if lines else ""
 
 
 def _open_log(path: Path) -> Any:
