@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from phi4local.errors import FormatError, NotFound
+from phi4local.errors import FormatError, InsufficientResources, NotFound
+from phi4local.units import file_size
 
 
 @contextlib.contextmanager
@@ -43,6 +46,26 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def disk_full(folder: Path, needed_bytes: int) -> InsufficientResources:
+    """The error that says how much is needed and how much is free."""
+    free = shutil.disk_usage(folder).free
+    return InsufficientResources(
+        f"The disk of `{folder}` is too full: {file_size(needed_bytes)} needed, {file_size(free)} free",
+        hint="Make room and run the same command again",
+    )
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path, needed_bytes: int) -> Iterator[None]:
+    """Translate what a write in `folder` raises when the disk, a quota or a size limit is reached."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise disk_full(folder, needed_bytes) from None
+        raise
 
 
 def read_bounded(path: Path, limit_bytes: int) -> bytes:

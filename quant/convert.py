@@ -9,7 +9,6 @@ Nothing larger than a block is held, and nothing stands under the final name bef
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import queue
@@ -17,15 +16,13 @@ import shutil
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from phi4local.errors import FormatError, InsufficientResources
-from phi4local.files import publish
-from phi4local.units import file_size
+from phi4local.errors import FormatError
+from phi4local.files import disk_full, publish, writing_to
 from quant.check import check_build, hash_file
 from quant.journal import Journal
 from quant.plan import Plan, PlannedTensor
@@ -93,15 +90,7 @@ def check_disk(plan: Plan, target: Path) -> None:
     needed = int(plan.size_bytes * _DISK_MARGIN) - present
     free = shutil.disk_usage(target.parent).free
     if needed > free:
-        raise _disk_full(target.parent, needed)
-
-
-def _disk_full(folder: Path, needed_bytes: int) -> InsufficientResources:
-    free = shutil.disk_usage(folder).free
-    return InsufficientResources(
-        f"The disk of `{folder}` is too full: {file_size(needed_bytes)} needed, {file_size(free)} free",
-        hint="Make room and run the same command again; finished work is kept",
-    )
+        raise disk_full(target.parent, needed)
 
 
 def convert(plan: Plan, target: Path, *, threads: int, stale: Path) -> Generator[Progress, None, Built]:
@@ -111,7 +100,7 @@ def convert(plan: Plan, target: Path, *, threads: int, stale: Path) -> Generator
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     check_disk(plan, target)
-    with _translated_errors(plan, target):
+    with writing_to(target.parent, plan.size_bytes):
         journal = Journal(journal_path(target), fingerprint(plan))
         try:
             built = yield from _convert(plan, target, journal, threads)
@@ -281,15 +270,3 @@ def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
 def _hash_small_files(plan: Plan) -> dict[str, str]:
     folder = plan.source.folder
     return {name: hash_file(folder / name) for name in SMALL_FILES if (folder / name).exists()}
-
-
-@contextmanager
-def _translated_errors(plan: Plan, target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _disk_full(target.parent, plan.size_bytes) from None
-        raise FormatError(
-            f"Building `{target.name}` failed: {error.strerror} ({error.filename or 'a source file'})"
-        ) from None

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phi4local.files import writing_to
 from quant.config import Config
 from quant.ggml import BUILDS, TYPES, TensorType
 from quant.gguf import align, header_bytes
@@ -59,6 +60,6 @@ def write_skeleton(path: Path, config: Config) -> None:
 
     header = header_bytes(ARCHITECTURE, fill)
     size = sum(align(stored_bytes(shape, types[name])) for name, shape in tensor_shapes(config).items())
-    with path.open("wb") as file:
+    with writing_to(path.parent, len(header) + size), path.open("wb") as file:
         file.write(header)
         file.truncate(len(header) + size)

@@ -10,8 +10,8 @@ from phi4local.actions.chat import open_model
 from phi4local.actions.quantize import name_of, plan_build, quantize, target_of
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Finish, Stats
-from phi4local.settings import nano_folder
 from phi4local.errors import NotFound
+from phi4local.settings import nano_folder
 from phi4local.store import Build, find, remove
 from quant.convert import Built, Progress
 

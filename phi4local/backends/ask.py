@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hardware.report import EngineBuild, EngineDevice
 from phi4local.errors import BackendError
 
 _DEADLINE_SECONDS = 60
@@ -29,10 +30,11 @@ def tensor_types(skeleton: Path, file_type: int) -> dict[str, str]:
     return answer
 
 
-def engine_facts() -> dict[str, Any]:
-    """`{"version", "features", "devices": [{"name", "description", "type", "free_bytes", "total_bytes"}]}`."""
-    answer: dict[str, Any] = _ask("facts")
-    return answer
+def engine_build() -> EngineBuild:
+    """What the installed engine was built with, and the devices that it sees (BackendError)."""
+    facts = _ask("build")
+    devices = tuple(EngineDevice(**device) for device in facts.pop("devices"))
+    return EngineBuild(**facts | {"features": tuple(facts["features"]), "devices": devices})
 
 
 def _ask(*question: str) -> Any:
@@ -66,18 +68,20 @@ def _types(skeleton: str, file_type: str) -> dict[str, str]:
     return {match[1]: (match[3] or match[2]).upper() for match in found}
 
 
-def _facts() -> dict[str, Any]:
+def _build() -> dict[str, Any]:
     import llama_cpp
 
     llama_cpp.llama_backend_init()
+    info = llama_cpp.llama_print_system_info().decode(errors="replace")
     return {
         "version": llama_cpp.__version__,
-        "features": llama_cpp.llama_print_system_info().decode(errors="replace").strip(),
+        "supports_gpu": bool(llama_cpp.llama_supports_gpu_offload()),
+        "features": re.findall(r"(\w+) = 1\b", info),
         "devices": list(_devices()),
     }
 
 
-_DEVICE_TYPES = ("cpu", "gpu", "igpu", "accelerator", "meta")  # enum ggml_backend_dev_type
+_DEVICE_KINDS = ("cpu", "gpu", "igpu", "accel", "meta")  # enum ggml_backend_dev_type
 
 
 def _devices() -> Iterator[dict[str, Any]]:
@@ -100,12 +104,12 @@ def _devices() -> Iterator[dict[str, Any]]:
         yield {
             "name": libggml.ggml_backend_dev_name(device).decode(errors="replace"),
             "description": libggml.ggml_backend_dev_description(device).decode(errors="replace"),
-            "type": _DEVICE_TYPES[kind] if kind < len(_DEVICE_TYPES) else "other",
+            "kind": _DEVICE_KINDS[kind] if kind < len(_DEVICE_KINDS) else "other",
             "free_bytes": free.value,
             "total_bytes": total.value,
         }
 
 
 if __name__ == "__main__":
-    questions: dict[str, Callable[..., dict[str, Any]]] = {"types": _types, "facts": _facts}
+    questions: dict[str, Callable[..., dict[str, Any]]] = {"types": _types, "build": _build}
     sys.stdout.write(json.dumps(questions[sys.argv[1]](*sys.argv[2:])))

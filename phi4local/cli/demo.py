@@ -7,6 +7,7 @@ import dataclasses
 import time
 
 from phi4local.actions.demo import Answered, ask_nano, build_nano
+from phi4local.actions.probe import look
 from phi4local.cli import output, probe
 from phi4local.cli.quantize import describe, result_json, show_manifest
 from phi4local.units import duration
@@ -20,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Probe, build with repairs, ask, answer."""
     start = time.monotonic()
-    machine = probe.look()
+    machine = look()
     if not args.json:
         output.heading("1. This machine")
         probe.show(machine)
@@ -40,7 +41,13 @@ def run(args: argparse.Namespace) -> int:
             _show(item)
     if args.json:
         result = result_json(build, built, seconds)
-        output.emit_json({"machine": machine, "build": result, "answers": [dataclasses.asdict(a) for a in answers]})
+        output.emit_json(
+            {
+                "machine": probe.machine_json(machine),
+                "build": result,
+                "answers": [dataclasses.asdict(a) for a in answers],
+            }
+        )
     else:
         output.say(f"\nAll of it in {duration(time.monotonic() - start)}. Now talk to it: phi4local chat {build.label}")
     return 0
