@@ -207,7 +207,7 @@ _RELEASE: dict[str, Any] = {
 PHI4_RELEASE_14B_SHAPE = replace(PHI4_14B_SHAPE, **_RELEASE)
 PHI4_RELEASE_TINY = replace(PHI4_TINY, **_RELEASE)
 _REASONING: dict[str, Any] = {
-    "name": "phi-4-reasoning",
+    "name": "Phi-4-reasoning",
     "max_position": 32768,
     "original_max_position": 32768,
     "rope_theta": 500000.0,
