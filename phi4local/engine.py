@@ -72,6 +72,9 @@ class Session(Protocol):
 
     def stream(self, messages: Sequence[Message], options: GenerationOptions) -> Generator[Chunk | Finish]: ...
 
+    def cancel(self) -> None:
+        """From any thread: the answer that is being given ends with Finish("cancelled"), also while it reads."""
+
     def close(self) -> None: ...
 
 

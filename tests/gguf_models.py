@@ -48,7 +48,8 @@ class TinyVocabulary:
     def __post_init__(self) -> None:
         merged = [merge.replace(" ", "") for merge in MERGES]
         ordinary = [*byte_alphabet(), *merged]
-        ordinary += [text for text in dict.fromkeys(map(spelled, self.added)) if text not in {*ordinary, *CONTROLS}]
+        taken = {*ordinary, *CONTROLS, *self.user_defined}
+        ordinary += [text for text in dict.fromkeys(map(spelled, self.added)) if text not in taken]
         self.tokens = [*ordinary, *CONTROLS, *self.user_defined]
         self.types = [NORMAL] * len(ordinary) + [CONTROL] * len(CONTROLS) + [USER_DEFINED] * len(self.user_defined)
 

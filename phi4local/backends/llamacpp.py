@@ -87,6 +87,12 @@ class LlamaCppEngine:
         if self._worker is not None:
             self._worker.stop()
 
+    def cancel(self) -> None:
+        """From any thread: end the answer that is being given."""
+        if self._worker is not None:
+            with contextlib.suppress(WorkerDied):
+                self._worker.send({"op": "cancel", "id": self._answers})
+
     def answer(
         self, messages: Sequence[Message], options: GenerationOptions, started: float
     ) -> Generator[Chunk | Finish]:
@@ -222,6 +228,10 @@ class LlamaCppSession:
         """The answer to a conversation (UsageError, FormatError, BackendError)."""
         return self._engine.answer(messages, options, time.perf_counter())
 
+    def cancel(self) -> None:
+        """From any thread: the answer that is being given ends with Finish("cancelled"), also while it reads."""
+        self._engine.cancel()
+
     def close(self) -> None:
         """Nothing to give back: the engine's cache belongs to whoever asks next."""
 
@@ -255,16 +265,15 @@ class Answer:
             self.began = True
             yield Chunk(text, kind)
         if self.finished:
-            yield Finish(event["finish"], self._stats(event))
+            yield Finish(event["finish"]["reason"], self._stats(event["finish"]))
 
-    def _stats(self, event: dict[str, Any]) -> Stats:
-        read = event["prompt_tokens"] - event["cached_tokens"]
+    def _stats(self, cost: dict[str, Any]) -> Stats:
         return Stats(
-            prompt_tokens=event["prompt_tokens"],
-            cached_tokens=event["cached_tokens"],
-            generation_tokens=event["generation_tokens"],
-            prompt_tps=_rate(read, event["prompt_seconds"]),
-            generation_tps=_rate(event["generation_tokens"], event["generation_seconds"]),
+            prompt_tokens=cost["prompt_tokens"],
+            cached_tokens=cost["cached_tokens"],
+            generation_tokens=cost["generation_tokens"],
+            prompt_tps=_rate(cost["read_tokens"], cost["prompt_seconds"]),
+            generation_tps=_rate(cost["generation_tokens"], cost["generation_seconds"]),
             ttft_seconds=self._first_seconds,
         )
 

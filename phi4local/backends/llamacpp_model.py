@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
@@ -32,6 +31,7 @@ _ABORTED = 2
 _LOG_BYTES = 1 << 20
 _VALUE_BYTES = 1 << 20
 _DEBUG, _ERROR, _CONTINUED = 1, 4, 5  # ggml's log levels
+_MEMORY_SIGNS = ("failed to allocate", "unable to allocate", "out of memory")
 _NO_ABORT = llama.ggml_abort_callback()
 
 
@@ -40,26 +40,26 @@ class Cancelled(Exception):
 
 
 class NativeLog:
-    """Writes llama.cpp's messages to a file, bounded, and keeps the last errors."""
+    """Writes llama.cpp's messages to a file, bounded, and keeps the errors of one request."""
 
     def __init__(self, fd: int) -> None:
-        self._errors: deque[str] = deque(maxlen=8)
+        self.errors: list[str] = []
         self._fd = fd
         self._left_bytes = _LOG_BYTES
         self._level = 0
         self._callback = llama.llama_log_callback(self._keep)  # must live as long as the library
         llama.llama_log_set(self._callback, None)
 
-    def reason(self) -> str:
-        """Why the last call failed: a failed load says it one line before the end."""
-        return next((line for line in self._errors if "error loading model" in line), ([""] + [*self._errors])[-1])
+    def listen(self) -> None:
+        """Forget the errors of earlier requests."""
+        self.errors.clear()
 
     def _keep(self, level: int, text: bytes, _data: object) -> None:
         self._level = self._level if level == _CONTINUED else level
         if self._level == _DEBUG:  # some for every token
             return
         if self._level == _ERROR and text.strip():
-            self._errors.append(text.decode(errors="replace").strip())
+            self.errors.append(text.decode(errors="replace").strip())
         if self._left_bytes > 0:
             self._left_bytes -= len(text)
             os.write(self._fd, text)
@@ -95,11 +95,12 @@ class LlamaModel:
         return self._text(lambda model, buffer, size: llama.llama_model_meta_val_str(model, key.encode(), buffer, size))
 
     def failure(self, what: str) -> BackendError | InsufficientResources:
-        """The error to raise after the engine refused something, with the reason from its log."""
-        reason = self.log.reason()
-        if any(sign in reason.lower() for sign in ("alloc", "out of memory")):
-            return InsufficientResources(f"{what}: {reason}", hint="Choose a smaller build or a smaller `--context`")
-        return BackendError(f"{what}: {reason or 'it does not say why'}", hint="Check the file: phi4local doctor PATH")
+        """The error to raise after the engine refused something; its first complaint is the reason."""
+        said = " ".join(self.log.errors).lower()
+        reason = f"{what}: {self.log.errors[0] if said else 'it does not say why'}"
+        if any(sign in said for sign in _MEMORY_SIGNS):
+            return InsufficientResources(reason, hint="Choose a smaller build or a smaller `--context`")
+        return BackendError(reason, hint="Check the file: phi4local doctor PATH")
 
     def _text(self, ask: Callable[[Any, Any, int], int], room: int = _VALUE_BYTES) -> str:
         buffer = ctypes.create_string_buffer(room)
@@ -138,8 +139,11 @@ class Timeline:
         self._size = 0
         self._open(model.context_sizes[0])
 
-    def read(self, ids: Sequence[int]) -> int:
-        """Make `ids` the whole timeline; how many of them were already there (UsageError, BackendError, Cancelled)."""
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def rewind(self, ids: Sequence[int]) -> int:
+        """Keep the common beginning with `ids`, in a context that has room for them all; its length (UsageError)."""
         limit = self._model.context_sizes[-1]
         if len(ids) >= limit:
             raise UsageError(
@@ -148,9 +152,19 @@ class Timeline:
             )
         self._open(next(size for size in self._model.context_sizes if size > len(ids)))
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._tokens, ids, strict=False)))
-        kept = self._keep(min(common, len(ids) - 1))
-        self._read_on(ids[kept:])
-        return kept
+        return self._keep(min(common, len(ids) - 1))
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Add a part of a prompt, in batches (BackendError, Cancelled).
+
+        The abort callback runs before every node of a graph, so it is set here only.
+        """
+        llama.llama_set_abort_callback(self.context, self._abort, None)
+        try:
+            for start in range(0, len(ids), BATCH_TOKENS):
+                self._read_batch(ids[start : start + BATCH_TOKENS])
+        finally:
+            llama.llama_set_abort_callback(self.context, _NO_ABORT, None)
 
     def append(self, token: int) -> bool:
         """Add one token; False when the context is full (BackendError)."""
@@ -184,7 +198,7 @@ class Timeline:
             return False
         tokens = self._tokens
         self._open(self._model.context_sizes[-1])
-        self._read_on(tokens)
+        self.read(tokens)
         return True
 
     def _keep(self, count: int) -> int:
@@ -194,15 +208,6 @@ class Timeline:
             count = 0
         del self._tokens[count:]
         return count
-
-    def _read_on(self, ids: Sequence[int]) -> None:
-        """Read a part of a prompt in batches. The abort callback runs before every node of a graph: only here."""
-        llama.llama_set_abort_callback(self.context, self._abort, None)
-        try:
-            for start in range(0, len(ids), BATCH_TOKENS):
-                self._read_batch(ids[start : start + BATCH_TOKENS])
-        finally:
-            llama.llama_set_abort_callback(self.context, _NO_ABORT, None)
 
     def _read_batch(self, ids: Sequence[int]) -> None:
         array = (ctypes.c_int32 * len(ids))(*ids)

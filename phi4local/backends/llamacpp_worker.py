@@ -2,7 +2,7 @@
 
     in    {"op": "load", "settings": {...}}   {"op": "answer", "id": 1, "messages": [...], "options": {...}}
           {"op": "cancel", "id": 1}           end of file: the parent is gone, and so is this process, at once
-    out   {"loaded": {...}}  {"rendered": {...}}  {"finish": "stop", ...}  {"error": {...}}
+    out   {"loaded": {...}}  {"rendered": {...}}  {"finish": {...}}  {"error": {...}}
           and, for every piece of an answer, a bare JSON string
 
 The first thread only reads requests, so that a cancellation or the parent's death is seen while llama.cpp computes.
@@ -123,6 +123,7 @@ class Desk:
     def __init__(self, inbox: Inbox, events: Events) -> None:
         self._inbox = inbox
         self._events = events
+        self._log = NativeLog(2)
         self._answer_id = -1
         self._pieces: dict[int, Piece] = {}
 
@@ -131,6 +132,7 @@ class Desk:
         operations: dict[str, Callable[[Request], None]] = {"load": self._load, "answer": self._answer}
         while True:
             request = self._inbox.next()
+            self._log.listen()
             try:
                 operations[request["op"]](request)
             except Phi4LocalError as error:
@@ -138,7 +140,7 @@ class Desk:
                 self._events.send({"error": known})
 
     def _load(self, request: Request) -> None:
-        self._model = LlamaModel(LoadSettings(**request["settings"]), NativeLog(2))
+        self._model = LlamaModel(LoadSettings(**request["settings"]), self._log)
         self._timeline = Timeline(self._model, self._cancelled)
         self._prompts = Prompts(_chat_template(self._model), self._model.vocabulary)
         self._events.send(
@@ -157,38 +159,38 @@ class Desk:
         ids = self._prompts.ids(rendered)
         if not ids:  # llama.cpp would abort
             raise FormatError(f"The chat template of `{_name(self._model)}` writes nothing")
-        started = time.perf_counter()
-        try:
-            cached = self._timeline.read(ids)
-        except Cancelled:
-            self._events.send({"finish": "cancelled"})
-            return
-        read = time.perf_counter()
-        reason, count = self._generate(GenerationOptions(**request["options"]))
-        self._events.send(
-            {
-                "finish": reason,
-                "prompt_tokens": len(ids),
-                "cached_tokens": cached,
-                "generation_tokens": count,
-                "prompt_seconds": read - started,
-                "generation_seconds": time.perf_counter() - read,
-            }
-        )
+        self._events.send({"finish": self._speak(ids, GenerationOptions(**request["options"]))})
 
-    def _generate(self, options: GenerationOptions) -> tuple[FinishReason, int]:
-        """Say tokens until something ends the answer; why it ended, and how many there were."""
-        sampler = make_sampler(options)
-        speaker = Speaker(self._events)
+    def _speak(self, ids: list[int], options: GenerationOptions) -> dict[str, Any]:
+        """Read the prompt and answer it; how it ended and what it cost."""
         said: list[int] = []
+        started = read = time.perf_counter()
+        cached = self._timeline.rewind(ids)
         try:
-            reason = self._say_tokens(sampler, speaker, said, options.max_tokens)
+            self._timeline.read(ids[cached:])
+            read = time.perf_counter()
+            reason = self._generate(said, options)
         except Cancelled:
             reason = "cancelled"
+        return {
+            "reason": reason,
+            "prompt_tokens": len(ids),
+            "cached_tokens": cached,
+            "read_tokens": min(len(self._timeline), len(ids)) - cached,
+            "generation_tokens": len(said),
+            "prompt_seconds": read - started,
+            "generation_seconds": time.perf_counter() - read,
+        }
+
+    def _generate(self, said: list[int], options: GenerationOptions) -> FinishReason:
+        """Say tokens until something ends the answer (Cancelled)."""
+        sampler = make_sampler(options)
+        speaker = Speaker(self._events)
+        try:
+            return self._say_tokens(sampler, speaker, said, options.max_tokens)
         finally:
             llama.llama_sampler_free(sampler)
-        self._prompts.remember(speaker.end(), said)
-        return reason, len(said)
+            self._prompts.remember(speaker.end(), said)
 
     def _say_tokens(self, sampler: Any, speaker: Speaker, said: list[int], most: int | None) -> FinishReason:
         """The hot loop. A token is on its way before the next one is computed."""
