@@ -74,7 +74,7 @@ def read_tokenizer(folder: Path, config: Config) -> Tokenizer:
         token_types=types,
         merges=_merges(model.get("merges")),
         special_ids=_special_ids(extra, ids, config),
-        add_flags={kind: flag for kind in _SPECIAL_KINDS if isinstance(flag := extra.get(f"add_{kind}_token"), bool)},
+        add_flags=_add_flags(main.get("post_processor"), extra),
         chat_template=_chat_template(folder, extra),
         added=ids,
     )
@@ -169,6 +169,15 @@ def _special_ids(extra: dict[str, Any], ids: dict[str, int], config: Config) -> 
         if token_id >= config.vocabulary:
             raise FormatError(f"The {kind} token has id {token_id}; config.json allows {config.vocabulary} ids")
     return special
+
+
+def _add_flags(post_processor: Any, extra: dict[str, Any]) -> dict[str, bool]:
+    """Whether a beginning or an end is added to every text: a byte-level post-processor adds neither."""
+    steps = post_processor.get("processors", [post_processor]) if isinstance(post_processor, dict) else []
+    plain = any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)
+    flags = {"bos": False, "eos": False} if plain else {}
+    said = {kind: extra.get(f"add_{kind}_token") for kind in _SPECIAL_KINDS}
+    return flags | {kind: flag for kind, flag in said.items() if isinstance(flag, bool)}
 
 
 def _chat_template(folder: Path, extra: dict[str, Any]) -> str | None:
