@@ -24,20 +24,24 @@ _LOG_TAIL_BYTES = 4096
 _ENDING_SECONDS = 2.0
 _PACKAGES = Path(__file__).resolve().parents[2]
 _CRASHES = frozenset(("SIGSEGV", "SIGABRT", "SIGILL", "SIGBUS", "SIGFPE", "SIGTRAP", "SIGSYS"))
+_OVERDUE, _GARBLED = "a missed deadline", "a garbled message"
 _WINDOWS_ERRORS = 0xC0000000  # an exception code where other systems have a signal
 
 
 class WorkerDied(Exception):
-    """The process is gone; `phase` is what it was doing, `overdue` that it took too long and was ended for it."""
+    """The process is gone: `phase` is what it was doing, `cause` a signal's name, a status or why it was ended.
 
-    def __init__(self, phase: str, status: int, *, overdue: bool, last_line: str) -> None:
-        super().__init__(f"{phase}: {status}")
+    `crashed`: of its own fault, in native code. `overdue`: it took too long. `explained`: `last_line` may say why.
+    """
+
+    def __init__(self, phase: str, status: int, ended_for: str, last_line: str) -> None:
+        super().__init__(f"{phase}: {status} {ended_for}")
         self.phase = phase
-        self.overdue = overdue
         self.last_line = last_line
-        self.cause = _cause(status)
-        self.crashed = not overdue and (self.cause in _CRASHES or status >= _WINDOWS_ERRORS)
-        self.explained = status == -signal.SIGABRT or 0 <= status < _WINDOWS_ERRORS  # it wrote why before it ended
+        self.cause = ended_for or _cause(status)
+        self.overdue = ended_for == _OVERDUE
+        self.crashed = not ended_for and (self.cause in _CRASHES or status >= _WINDOWS_ERRORS)
+        self.explained = not ended_for and (status == -signal.SIGABRT or 0 <= status < _WINDOWS_ERRORS)
 
 
 def _cause(status: int) -> str:
@@ -52,7 +56,7 @@ class Worker:
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.phase = "start"
-        self._overdue = False
+        self._ended_for = ""
         self._log = log
         with _open_log(log) as errors:
             self._log_start = errors.tell()
@@ -83,15 +87,18 @@ class Worker:
         """Wait for the next event (WorkerDied)."""
         assert self._process.stdout is not None
         try:
-            return json.loads(self._process.stdout.readline())
-        except ValueError:  # the end of the pipe, or half a line: no more sense to expect
-            raise self._death() from None
+            line = self._process.stdout.readline()
+            if line.endswith(b"\n"):
+                return json.loads(line)
+        except ValueError:  # not JSON, or the pipe was closed by stop()
+            self._end(_GARBLED)
+        raise self._death()
 
     @contextlib.contextmanager
     def deadline(self, phase: str, seconds: float) -> Iterator[None]:
         """While the block runs the process is in `phase`; it is ended when that takes longer."""
         self.phase = phase
-        timer = threading.Timer(seconds, self._expire)
+        timer = threading.Timer(seconds, self._end, (_OVERDUE,))
         timer.daemon = True
         timer.start()
         try:
@@ -100,14 +107,14 @@ class Worker:
             timer.cancel()
             self.phase = "work"
 
-    def _expire(self) -> None:
-        self._overdue = True
-        self._process.kill()
+    def _end(self, why: str) -> None:
+        if self.alive:
+            self._ended_for = why
+            self._process.kill()
 
     def _death(self) -> WorkerDied:
         self.stop()
-        status = self._process.returncode
-        return WorkerDied(self.phase, status, overdue=self._overdue, last_line=self._last_line())
+        return WorkerDied(self.phase, self._process.returncode, self._ended_for, self._last_line())
 
     def _last_line(self) -> str:
         """The last thing that the process said, without the folder of the source file that it names."""
@@ -124,6 +131,7 @@ def _open_log(path: Path) -> Any:
     file = path.open("ab")
     if full:
         file.truncate(0)
+        file.seek(0)
     return file
 
 

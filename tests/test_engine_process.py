@@ -1,0 +1,129 @@
+"""The parent's end of a worker: whatever the process does, it is understood, ended and taken in."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from phi4local.backends.process import Worker, WorkerDied
+
+READ = "import sys, os, time, signal\nline = sys.stdin.readline()\n"
+
+
+def worker(tmp_path: Path, program: str) -> Worker:
+    return Worker([sys.executable, "-c", READ + program], tmp_path / "log" / "worker.log")
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def death(running: Worker) -> WorkerDied:
+    with pytest.raises(WorkerDied) as caught:
+        running.receive()
+    return caught.value
+
+
+def test_lines_go_both_ways(tmp_path: Path) -> None:
+    running = worker(tmp_path, "print(line.strip(), flush=True); print('\"é\"', flush=True); sys.stdin.read()")
+    running.send({"op": "é"})
+    assert running.receive() == {"op": "é"}
+    assert running.receive() == "é"
+    assert running.alive
+    running.stop()
+    assert not running.alive
+    assert not children()
+
+
+@pytest.mark.parametrize(
+    ("program", "cause", "crashed", "line"),
+    [
+        ("sys.exit(3)", "status 3", False, ""),
+        ("raise ImportError('no engine')", "status 1", False, "ImportError: no engine"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV", True, ""),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL", False, ""),
+        ("sys.stderr.write('a\\n/x/ggml.c:12: GGML_ASSERT(x) failed\\n'); os.abort()", "SIGABRT", True,
+         "ggml.c:12: GGML_ASSERT(x) failed"),
+        ("print('{\"half\": ', end='', flush=True)", "status 0", False, ""),
+        ("print('nonsense', flush=True); sys.stdin.read()", "a garbled message", False, ""),
+    ],
+)  # fmt: skip
+def test_every_end_is_told(tmp_path: Path, program: str, cause: str, crashed: bool, line: str) -> None:
+    running = worker(tmp_path, program)
+    running.send({})
+    end = death(running)
+    assert (end.cause, end.crashed, end.overdue, end.last_line) == (cause, crashed, False, line)
+    assert not running.alive
+    assert not children()
+    for _ in range(2):
+        with pytest.raises(WorkerDied):
+            running.send({})
+        assert death(running).cause == cause
+
+
+def test_a_deadline_ends_the_process(tmp_path: Path) -> None:
+    running = worker(tmp_path, "print('1', flush=True)\nwhile True: pass")
+    running.send({})
+    with running.deadline("first", 30):
+        assert running.receive() == 1
+    started = time.monotonic()
+    with running.deadline("second", 0.2):
+        end = death(running)
+    assert (end.phase, end.overdue, end.crashed) == ("second", True, False)
+    assert time.monotonic() - started < 2
+    assert not children()
+
+
+def test_a_deaf_process_is_ended_by_force(tmp_path: Path) -> None:
+    running = worker(tmp_path, "print('1', flush=True)\ntime.sleep(60)")
+    running.send({})
+    assert running.receive() == 1
+    started = time.monotonic()
+    running.stop()
+    assert time.monotonic() - started < 4
+    assert not children()
+
+
+def test_a_forgotten_worker_takes_its_process_along(tmp_path: Path) -> None:
+    running = worker(tmp_path, "")
+    assert len(children()) == 1
+    del running
+    gc.collect()
+    assert not children()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    def count() -> int:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = count()
+    for program in ("sys.stdin.read()", "sys.exit(1)", "os.kill(os.getpid(), 11)") * 3:
+        running = worker(tmp_path, program)
+        running.send({})
+        if program != "sys.stdin.read()":
+            death(running)
+        running.stop()
+    del running
+    assert count() == before
+
+
+def test_the_log_stays_small(tmp_path: Path) -> None:
+    for _ in range(4):
+        running = worker(tmp_path, "sys.stderr.write('x' * 600_000 + '\\nlast\\n'); sys.exit(1)")
+        running.send({})
+        assert death(running).last_line == "last"
+    assert (tmp_path / "log" / "worker.log").stat().st_size < 2_000_000
+
+
+def test_an_old_log_is_not_taken_for_a_reason(tmp_path: Path) -> None:
+    for program, line in (("sys.stderr.write('old\\n'); sys.exit(1)", "old"), ("sys.exit(1)", "")):
+        running = worker(tmp_path, program)
+        running.send({})
+        assert death(running).last_line == line
