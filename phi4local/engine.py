@@ -73,7 +73,7 @@ class Session(Protocol):
     def stream(self, messages: Sequence[Message], options: GenerationOptions) -> Generator[Chunk | Finish]: ...
 
     def cancel(self) -> None:
-        """From any thread: the answer that is being given ends with Finish("cancelled"), also while it reads."""
+        """From any thread: this session's answer ends with Finish("cancelled"), also while it waits or reads."""
 
     def close(self) -> None: ...
 

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jinja2 import Template
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -35,6 +36,7 @@ class ChatTemplate:
         self._name = name
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._environment = _environment()
+        self._compiled: Template | None = None
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt up to the start of the next answer (FormatError; UsageError when the template refuses)."""
@@ -42,8 +44,8 @@ class ChatTemplate:
         variables = {"messages": messages, "add_generation_prompt": True, "tools": None, "documents": None}
         try:
             with bounded_memory(_MEMORY_BYTES):
-                template = self._environment.from_string(self.source)
-                return "".join(_bounded(template.generate(**variables, **self._tokens), limit))
+                self._compiled = self._compiled or self._environment.from_string(self.source)
+                return "".join(_bounded(self._compiled.generate(**variables, **self._tokens), limit))
         except _Refused as refusal:
             raise UsageError(f"The chat template refuses this conversation: {_plain(refusal)}") from None
         except Exception as error:  # noqa: BLE001  a foreign program may end with any exception

@@ -42,6 +42,7 @@ class TinyVocabulary:
 
     added: Sequence[bytes] = ()
     user_defined: Sequence[str] = ("<|tag|>",)
+    pre: str = "dbrx"
     tokens: list[str] = field(init=False)
     types: list[int] = field(init=False)
 
@@ -106,9 +107,11 @@ def write_scripted(
     return vocabulary
 
 
-def write_random(path: Path, geometry: Geometry, *, seed: int = 0, template: str = PHI4_TEMPLATE) -> TinyVocabulary:
+def write_random(
+    path: Path, geometry: Geometry, *, seed: int = 0, template: str = PHI4_TEMPLATE, pre: str = "dbrx"
+) -> TinyVocabulary:
     """A model with random weights that never says a control token of its own accord."""
-    vocabulary = TinyVocabulary()
+    vocabulary = TinyVocabulary(pre=pre)
     rng = np.random.default_rng(seed)
     weights = {
         name: rng.standard_normal(shape, np.float32) * shape[-1] ** -0.5
@@ -174,7 +177,7 @@ def _write_keys(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
 
 def _write_tokenizer(writer: gguf.GGUFWriter, vocabulary: TinyVocabulary) -> None:
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("dbrx")
+    writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     writer.add_token_merges(list(MERGES))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def opened(tmp_path: Path) -> Iterator[object]:
     """Opens engines, and closes them after the test."""
     engines: list[Engine] = []
 
-    def opener(path: Path, **settings: int | None) -> Engine:
+    def opener(path: Path, **settings: Any) -> Engine:
         engines.append(open_engine(path, state_folder=tmp_path / "state", **{"threads": 1, **settings}))
         return engines[-1]
 
@@ -236,6 +237,23 @@ def test_ctrl_c_leaves_an_engine_at_rest(slow: Session) -> None:
     assert listen(slow, ASK, GenerationOptions(max_tokens=3)).finish.reason == "length"
 
 
+def test_a_session_cancels_its_own_answer_only(tmp_path: Path, opened) -> None:
+    write_scripted(tmp_path / "loop.gguf", ["a", "b"], loop=True)
+    engine = opened(tmp_path / "loop.gguf")
+    speaking, waiting = engine.open_session(), engine.open_session()
+    heard: list[Heard] = []
+    stream = speaking.stream(ASK, GREEDY)
+    next(stream)
+    waiter = threading.Thread(target=lambda: heard.append(listen(waiting, ASK)))
+    waiter.start()
+    time.sleep(0.1)
+    waiting.cancel()
+    assert isinstance(next(stream), Chunk)
+    stream.close()
+    waiter.join()
+    assert (heard[0].finish.reason, heard[0].answer) == ("cancelled", "")
+
+
 def test_two_answers_at_once_are_refused_in_one_thread(says) -> None:
     session = says("a", "b", loop=True)
     with_first = session.stream(ASK, GREEDY)
@@ -271,11 +289,31 @@ def test_a_conversation_longer_than_the_context_is_refused(tmp_path: Path, opene
     assert heard.stats.prompt_tokens + heard.stats.generation_tokens == 257  # the last token has no place of its own
 
 
+def test_a_word_of_any_length_can_be_read(tmp_path: Path, opened) -> None:
+    """llama.cpp's regex for this pre-tokenizer, Phi-4-mini's, needs a stack frame for every letter."""
+    write_random(tmp_path / "random.gguf", Geometry(), pre="gpt-4o")
+    session = opened(tmp_path / "random.gguf").open_session()
+    with pytest.raises(UsageError, match="is 200018 tokens long"):
+        listen(session, [Message("user", "a" * 200_000)])
+
+
 @pytest.mark.parametrize("context", [-1, 1025, 10**12])
 def test_a_context_that_the_model_does_not_have(tmp_path: Path, opened, context: int) -> None:
     write_random(tmp_path / "random.gguf", Geometry())
     with pytest.raises(UsageError, match="1024"):
         opened(tmp_path / "random.gguf", context_tokens=context)
+
+
+@pytest.mark.parametrize("kv_type", ["q8_0", "q4_0", "f32"])
+def test_a_smaller_kv_cache(tmp_path: Path, opened, kv_type: str) -> None:
+    write_random(tmp_path / "random.gguf", Geometry(hidden=128))
+    session = opened(tmp_path / "random.gguf", kv_type=kv_type).open_session()
+    assert listen(session, ASK, GenerationOptions(max_tokens=3)).finish.reason == "length"
+
+
+def test_a_kv_cache_of_no_type(tmp_path: Path, opened) -> None:
+    with pytest.raises(UsageError, match="`q3_x`"):
+        opened(tmp_path / "random.gguf", kv_type="q3_x")
 
 
 def test_files_that_cannot_be_loaded(tmp_path: Path, opened) -> None:

@@ -87,21 +87,21 @@ class LlamaCppEngine:
         if self._worker is not None:
             self._worker.stop()
 
-    def cancel(self) -> None:
-        """From any thread: end the answer that is being given."""
-        if self._worker is not None:
+    def cancel(self, answer: Answer) -> None:
+        """From any thread: end this answer, also when it has not begun."""
+        answer.cancelled = True
+        if answer.number and not answer.finished and self._worker is not None:
             with contextlib.suppress(WorkerDied):
-                self._worker.send({"op": "cancel", "id": self._answers})
+                self._worker.send({"op": "cancel", "id": answer.number})
 
     def answer(
-        self, messages: Sequence[Message], options: GenerationOptions, started: float
+        self, messages: Sequence[Message], options: GenerationOptions, answer: Answer
     ) -> Generator[Chunk | Finish]:
-        """One answer, with what it takes to get over a crash; `started` is when it was asked for."""
+        """Give one answer, with what it takes to get over a crash."""
         request = {"op": "answer", "messages": [asdict(message) for message in messages], "options": asdict(options)}
         with self._turn.taken():
             recoveries = 0
             while True:
-                answer = Answer(started)
                 try:
                     yield from self._attempt(request, answer)
                 except WorkerDied as death:
@@ -114,8 +114,10 @@ class LlamaCppEngine:
     def _attempt(self, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
         worker = self._running()
         self._answers += 1
-        number = self._answers
-        worker.send({**request, "id": number})
+        answer.number = self._answers
+        worker.send({**request, "id": answer.number})
+        if answer.cancelled:
+            self.cancel(answer)
         try:
             with worker.deadline("template", self._host.deadlines.template_seconds):
                 answer.rendered(worker.receive())
@@ -125,7 +127,7 @@ class LlamaCppEngine:
                 yield from answer.heard(event)
         finally:
             if not answer.finished:
-                self._cancel(worker, number)
+                self._put_to_rest(worker, answer)
 
     def _running(self) -> Worker:
         if self._closed:
@@ -161,10 +163,10 @@ class LlamaCppEngine:
             worker.stop()
             raise
 
-    def _cancel(self, worker: Worker, number: int) -> None:
-        """Have the worker idle again; it dies when it cannot."""
+    def _put_to_rest(self, worker: Worker, answer: Answer) -> None:
+        """End an answer that nobody reads on; the worker dies when it cannot."""
         with contextlib.suppress(WorkerDied), worker.deadline("cancel", self._host.deadlines.cancel_seconds):
-            worker.send({"op": "cancel", "id": number})
+            worker.send({"op": "cancel", "id": answer.number})
             while not _ends(worker.receive()):
                 pass
 
@@ -223,23 +225,28 @@ class LlamaCppSession:
 
     def __init__(self, engine: LlamaCppEngine) -> None:
         self._engine = engine
+        self._answer: Answer | None = None
 
     def stream(self, messages: Sequence[Message], options: GenerationOptions) -> Generator[Chunk | Finish]:
         """The answer to a conversation (UsageError, FormatError, BackendError)."""
-        return self._engine.answer(messages, options, time.perf_counter())
+        self._answer = Answer(time.perf_counter())
+        return self._engine.answer(messages, options, self._answer)
 
     def cancel(self) -> None:
-        """From any thread: the answer that is being given ends with Finish("cancelled"), also while it reads."""
-        self._engine.cancel()
+        """From any thread: this session's answer ends with Finish("cancelled"), also while it waits or reads."""
+        if self._answer is not None:
+            self._engine.cancel(self._answer)
 
     def close(self) -> None:
         """Nothing to give back: the engine's cache belongs to whoever asks next."""
 
 
 class Answer:
-    """One answer as it arrives: pieces of text in, chunks and the finish out."""
+    """One answer as it arrives: pieces of text in, chunks and the finish out. `number` 0: not asked for yet."""
 
     def __init__(self, started: float) -> None:
+        self.number = 0
+        self.cancelled = False
         self.finished = False
         self.began = False
         self._started = started

@@ -11,6 +11,7 @@ The first thread only reads requests, so that a cancellation or the parent's dea
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import os
 import queue
@@ -33,7 +34,7 @@ from phi4local.errors import FormatError, Phi4LocalError
 from phi4local.template import ChatTemplate
 
 # llama.cpp splits text with std::regex, which needs a stack frame for every letter of a word: 60,000 fill 8 MiB.
-_STACK_BYTES = 512 << 20
+_STACK_BYTES = (512 << 20, 64 << 20, 0)  # the largest that the system grants; 0: its default
 _BUG = 70
 Request = dict[str, Any]
 
@@ -244,10 +245,18 @@ def main() -> None:
     events = os.dup(1)
     os.dup2(2, 1)
     inbox = Inbox()
-    threading.stack_size(_STACK_BYTES)
-    threading.Thread(target=_serve, args=(Desk(inbox, Events(events)),), daemon=True).start()
+    _start_thread(Desk(inbox, Events(events)))
     inbox.read(sys.stdin.buffer)
     os._exit(0)  # also in the middle of a computation
+
+
+def _start_thread(desk: Desk) -> None:
+    for size in _STACK_BYTES:
+        with contextlib.suppress(RuntimeError, ValueError):
+            threading.stack_size(size)
+            threading.Thread(target=_serve, args=(desk,), daemon=True).start()
+            return
+    raise MemoryError("no room for a thread")
 
 
 def _serve(desk: Desk) -> None:
