@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from phi4local.backends import open_engine
+from phi4local.backends.llamacpp import ENGINE_VARIABLES
 from phi4local.backends.load_settings import LoadSettings
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.conversation import Message
@@ -66,7 +67,9 @@ class Bare:
 
     def __init__(self, settings: LoadSettings) -> None:
         command = [sys.executable, __file__, "--bare", json.dumps(asdict(settings))]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**ENGINE_VARIABLES, **os.environ}
+        )
 
     def run(self, prompt_tokens: int, tokens: int) -> tuple[float, float]:
         """Tokens per second, and seconds to the first one."""

@@ -2,7 +2,7 @@
 
     python -m bench.quantize [--build Q4_K_M] [--rounds 3] [--converter convert_hf_to_gguf.py --python PYTHON]
 
-One pass is `phi4local quantize`. Two steps are a conversion to bf16, then `llama_model_quantize` of the installed engine.
+One pass is `phi4local quantize`. Two steps are a conversion to bf16, then `llama_model_quantize` of this engine.
 The conversion is llama.cpp's own converter where its path is given (`--python` is an interpreter with PyTorch and
 transformers), else this project's BF16 build, which is the faster of the two. Sources are in the page cache, rounds
 alternate, medians are shown. Peak memory is ru_maxrss, bytes written are ru_oublock (what reached the page cache).
@@ -103,9 +103,7 @@ def report(rows: dict[str, list[Cost]], arguments: argparse.Namespace, *, same: 
     """The table and the ratios."""
     how = "llama.cpp's converter" if arguments.converter else "this project's BF16 build"
     print(f"\n{parameter_count(HALF_BILLION):,} parameters to {arguments.build}; conversion by {how}")
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, llama-cpp-python {llama_cpp.__version__}"
-    )
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, engine {llama_cpp.__version__}")
     for name, costs in rows.items():
         seconds = statistics.median(cost.seconds for cost in costs)
         peak, written = max(cost.peak_bytes for cost in costs), costs[0].written_bytes

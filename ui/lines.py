@@ -9,7 +9,7 @@ from collections.abc import Generator
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Finish, GenerationOptions, Session
 from phi4local.errors import Phi4LocalError
-from phi4local.printing import printable_lines
+from phi4local.printing import printable, printable_lines
 from phi4local.units import duration
 
 _HELP = "Type a question and press Enter. /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer.\n"
@@ -57,7 +57,7 @@ class Lines:
             text = self._answer(self.session.stream(self.messages, self.options))
         except Phi4LocalError as error:
             self.messages.pop()
-            sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+            sys.stderr.write(f"error: {printable(error.message)}\nhint: {printable(error.hint)}\n")
             return
         self.messages.append(Message("assistant", text))
 

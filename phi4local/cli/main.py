@@ -13,6 +13,7 @@ from typing import NoReturn, Protocol
 
 from phi4local import __version__
 from phi4local.errors import Phi4LocalError, UsageError
+from phi4local.printing import printable
 
 # command -> what it does; its module is phi4local.cli.<command>, imported only when it is asked for
 COMMANDS = {
@@ -99,5 +100,8 @@ def _help() -> str:
 
 
 def _print_error(message: str, hint: str) -> None:
+    """The fact and the next command; both may quote what a stranger wrote."""
     sys.stdout.flush()
-    sys.stderr.write(f"error: {message}\n" + (f"\nhint: {hint}\n" if hint else ""))
+    sys.stderr.write(f"error: {printable(message, limit=1000)}\n")
+    if hint:
+        sys.stderr.write(f"\nhint: {printable(hint, limit=1000)}\n")
