@@ -7,6 +7,7 @@ import struct
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,8 +78,10 @@ def check_build_name(build: str) -> str:
 def make_plan(source: Source, build: str, ask_types: AskTypes) -> Plan:
     """Lay a build out. `ask_types` puts the question of types to llama.cpp itself."""
     shapes = tensor_shapes(source.config)
-    types = _tensor_types(source.config, build, ask_types)
-    card, card_repairs = read_card(source.folder, sum(math.prod(shape) for shape in shapes.values()))
+    with ThreadPoolExecutor(1) as pool:  # the engine thinks in a process of its own; the card is read meanwhile
+        question = pool.submit(_tensor_types, source.config, build, ask_types)
+        card, card_repairs = read_card(source.folder, sum(math.prod(shape) for shape in shapes.values()))
+        types = question.result()
 
     def fill(writer: gguf.GGUFWriter) -> None:
         import gguf

@@ -147,12 +147,16 @@ def _merges(value: Any) -> tuple[str, ...]:
     """Merges as `left right`; transformers since 4.45 writes pairs."""
     if not isinstance(value, list) or not value:
         raise FormatError("`tokenizer.json` has no merges", hint=_OFFICIAL)
-    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in value]
-    for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise FormatError(f"`tokenizer.json` has a damaged merge: {printable(str(pair))[:60]}", hint=_OFFICIAL)
+    return tuple(map(_merge, value))
+
+
+def _merge(value: Any) -> str:
+    if isinstance(value, str) and value.count(" ") == 1:
+        return value
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, str) for part in value):
+        raise FormatError(f"`tokenizer.json` has a damaged merge: {printable(str(value))[:60]}", hint=_OFFICIAL)
     # A space inside a part is stored as its byte-level stand-in, U+0120, because the space separates the parts.
-    return tuple(" ".join(part.replace(" ", "\u0120") for part in pair) for pair in pairs)
+    return " ".join(part.replace(" ", "\u0120") for part in value)
 
 
 def _special_ids(extra: dict[str, Any], ids: dict[str, int], config: Config) -> dict[str, int]:
