@@ -44,11 +44,15 @@ class Lines:
                 self._ask(question)
 
     def _read(self) -> str | None:
+        """The next line; None at the end of the input, nothing after Ctrl-C."""
         try:
             return input(">>> ")
         except EOFError:
             sys.stderr.write("\n")
             return None
+        except KeyboardInterrupt:
+            sys.stderr.write("\n/exit or Ctrl-D leaves\n")
+            return ""
 
     def _ask(self, question: str) -> None:
         """One turn; a question whose answer failed is taken back, so that it can be asked again."""

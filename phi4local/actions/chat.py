@@ -37,25 +37,20 @@ def open_model(name: str | None, *, context_tokens: int | None = None) -> Opened
 
 
 def _locate(name: str | None) -> tuple[Path, Build | None]:
-    if name is None:
-        build = _only_build()
-    elif name.endswith(".gguf") or "/" in name or Path(name).exists():
+    if name and (name.endswith(".gguf") or "/" in name or Path(name).exists()):
         return _file(Path(name)), None
-    else:
-        build = find(name)
+    build = _newest(name)
     return build.path, build
 
 
-def _only_build() -> Build:
-    here = builds()
-    if not here:
-        raise NotFound(
-            "No model is here yet", hint="`phi4local demo` makes a tiny one, `phi4local quantize` a real one"
-        )
-    if len(here) > 1:
-        choices = ", ".join(build.label for build in here)
-        raise UsageError("There are several models here", hint=f"`phi4local chat NAME` with one of {choices}")
-    return here[0]
+def _newest(name: str | None) -> Build:
+    """The build that was made last, of all or of one model; NAME:BUILD is that build."""
+    here = [build for build in builds() if name is None or build.manifest.name.lower() == name.lower()]
+    if here:
+        return max(here, key=lambda build: build.manifest.created)
+    if name is not None:
+        return find(name)
+    raise NotFound("No model is here yet", hint="`phi4local demo` makes a tiny one, `phi4local quantize` a real one")
 
 
 def _file(path: Path) -> Path:

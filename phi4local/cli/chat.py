@@ -22,7 +22,7 @@ _INPUT_LIMIT = 16_000_000
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "model", nargs="?", metavar="NAME|PATH", help="a build or a .gguf file (default: the only build)"
+        "model", nargs="?", metavar="NAME|PATH", help="a build or a .gguf file (default: the newest build)"
     )
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="ask this, print the answer and exit")
     parser.add_argument("--system", metavar="TEXT", help="system message")
