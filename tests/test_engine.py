@@ -84,11 +84,11 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 def slow(tmp_path: Path, opened) -> Session:
     """A session with a model that needs seconds for `LONG_ASK`."""
     path = tmp_path / "slow.gguf"
-    write_random(path, Geometry(hidden=256, layers=4, feed_forward=1024, context=16384))
-    return opened(path, context_tokens=16384).open_session()
+    write_random(path, Geometry(hidden=256, layers=4, feed_forward=1024, context=8192))
+    return opened(path).open_session()
 
 
-LONG_ASK = [Message("user", "x" * 9000)]
+LONG_ASK = [Message("user", "x" * 6000)]
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------

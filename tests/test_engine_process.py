@@ -66,6 +66,16 @@ def test_every_end_is_told(tmp_path: Path, program: str, cause: str, crashed: bo
         assert death(running).cause == cause
 
 
+def test_variables_are_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHI_SET", "by the user")
+    program = "print(json.dumps([os.environ['PHI_SET'], os.environ['PHI_UNSET']]), flush=True)"
+    command = [sys.executable, "-c", f"import json\n{READ}{program}"]
+    running = Worker(command, tmp_path / "worker.log", {"PHI_SET": "by us", "PHI_UNSET": "by us"})
+    running.send({})
+    assert running.receive() == ["by the user", "by us"]
+    running.stop()
+
+
 def test_a_deadline_ends_the_process(tmp_path: Path) -> None:
     running = worker(tmp_path, "print('1', flush=True)\nwhile True: pass")
     running.send({})

@@ -52,9 +52,9 @@ def _cause(status: int) -> str:
 
 
 class Worker:
-    """One running process. What it prints to standard error is added to the file `log`."""
+    """One running process. What it prints to standard error is added to the file `log`; `variables` are defaults."""
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None) -> None:
         self.phase = "start"
         self._ended_for = ""
         self._log = log
@@ -65,7 +65,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=_environment(),
+                env={**(variables or {}), **_environment()},
                 **_own_group(),
             )
         self.stop = weakref.finalize(self, _end, self._process)
@@ -136,10 +136,10 @@ def _open_log(path: Path) -> Any:
 
 
 def _environment() -> dict[str, str]:
-    """The worker finds this very package, installed or not, and says why it aborts without calling a debugger."""
+    """The worker finds this very package, installed or not."""
     installed = str(_PACKAGES) in sysconfig.get_paths().values()
     paths = ["" if installed else str(_PACKAGES), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "GGML_NO_BACKTRACE": "1"}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
