@@ -304,6 +304,6 @@ def check_mutants(folder: Path, seeds: range) -> None:
             finally:
                 engine.close()
         except Phi4LocalError as error:
-            assert error.message.splitlines() == [error.message], seed
+            assert error.message.isprintable(), seed
         assert time.monotonic() - started < 25
         assert not psutil.Process().children(recursive=True)

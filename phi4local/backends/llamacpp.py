@@ -14,7 +14,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Host:
     """How the worker is run: its command, the folder for its log and its memory, and how long it may take."""
 
     state_folder: Path
-    command: tuple[str, ...] = field(default_factory=lambda: (*python_module("phi4local.backends.llamacpp_worker"),))
+    command: tuple[str, ...] = python_module("phi4local.backends.llamacpp_worker")
     deadlines: Deadlines = Deadlines()
 
 
@@ -63,7 +63,9 @@ class LlamaCppEngine:
         self._host = host
         self._key = machine_and_build()
         self._known_crash = crash_remembered(host.state_folder / _MEMORY, self._key)
-        self._settings = replace(settings, safe_mode=settings.safe_mode or bool(self._known_crash))
+        self._settings = replace(
+            settings, path=str(self._path.absolute()), safe_mode=settings.safe_mode or bool(self._known_crash)
+        )
         self._fresh_crash: WorkerDied | None = None  # safe mode was entered for it and has not proved itself yet
         self._worker: Worker | None = None
         self._turn = _Turn()
@@ -204,7 +206,7 @@ class LlamaCppEngine:
             )
         if death.overdue:
             return BackendError(f"The engine did not {_DUTIES[death.phase]} in time and was ended", hint=_AGAIN)
-        said = f": {death.last_line}" if death.explained and death.last_line else ""
+        said = f": {_printable(death.last_line)}" if death.explained and death.last_line else ""
         failed_to_run = death.explained and not death.crashed
         hint = _REINSTALL if failed_to_run else _HINTS.get(death.cause, _AGAIN)
         return BackendError(f"The engine's process ended with {death.cause}{said}", hint=hint)
@@ -317,8 +319,13 @@ def _checked(event: Any) -> Any:
     """The event, unless it is an error of the worker, which is raised here."""
     if isinstance(event, dict) and "error" in event:
         known = event["error"]
-        raise getattr(errors, known["type"])(known["message"], hint=known["hint"])
+        raise getattr(errors, known["type"])(_printable(known["message"]), hint=known["hint"])
     return event
+
+
+def _printable(text: str) -> str:
+    """One line without control characters: what llama.cpp says may come from a foreign file."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _ends(event: Any) -> bool:

@@ -162,6 +162,6 @@ def _own_group() -> dict[str, Any]:
     return {"process_group": 0}
 
 
-def python_module(name: str) -> list[str]:
+def python_module(name: str) -> tuple[str, ...]:
     """The command that runs a module; -P keeps the current folder's files from being taken for packages."""
-    return [sys.executable, "-P", "-m", name]
+    return (sys.executable, "-P", "-m", name)
