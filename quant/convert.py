@@ -166,6 +166,7 @@ class _Pass:
                 self.synced.result()
         finally:
             self.pool.shutdown(wait=True, cancel_futures=True)
+            self._keep_finished()
             self.syncer.shutdown(wait=True)
 
     def _is_finished(self, shard: Shard) -> bool:
@@ -242,6 +243,13 @@ class _Pass:
         if self.unsynced_bytes >= _CHECKPOINT_BYTES:
             self._checkpoint()
 
+    def _keep_finished(self) -> None:
+        """After a stop: note the tensors that are whole. The last one may not have been read to its end."""
+        while len(self.waiting) > 1 and all(_succeeded(future) for future in self.waiting[0][1]):
+            self.finished.append(self.waiting.popleft()[0].name)
+        if self.finished:
+            self.syncer.submit(self._sync, [{"tensor": name} for name in self.finished])
+
     def _checkpoint(self, *more: dict[str, str]) -> None:
         """Make finished tensors durable on the journal's own thread, so that a slow disk does not stop the cores."""
         if self.synced:
@@ -254,6 +262,10 @@ class _Pass:
     def _sync(self, facts: list[dict[str, str]]) -> None:
         os.fsync(self.fd)
         self.journal.append(*facts)
+
+
+def _succeeded(future: Future[None]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _weight_bytes(shard: Shard) -> int:

@@ -83,6 +83,18 @@ def test_goes_on_where_it_was_stopped(weights: Path, undisturbed: str, tmp_path:
     assert not journal_path(target).exists()
 
 
+def test_a_stop_keeps_what_is_finished_within_a_shard(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "weights", shapes.PHI4_TINY, shards=1)
+    expected = make(folder, "IQ4_XS", tmp_path / "undisturbed.gguf").sha256
+    work = start(folder, "IQ4_XS", tmp_path / "out.gguf")
+    while (event := next(work)).done_bytes < 0.7 * event.total_bytes:
+        pass
+    work.close()
+    built = make(folder, "IQ4_XS", tmp_path / "out.gguf")
+    assert built.sha256 == expected
+    assert built.resumed_bytes > 0.3 * event.total_bytes
+
+
 def test_another_source_does_not_continue(weights: Path, undisturbed: str, tmp_path: Path) -> None:
     target = tmp_path / "out.gguf"
     _stop_half_way(weights, target)

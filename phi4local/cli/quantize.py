@@ -36,7 +36,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     output.say(f"Building {target.name}: {file_size(plan.size_bytes)}, {plan.bits_per_weight:.2f} bits per weight")
     start = time.monotonic()
-    build, built = output.with_progress(quantize(plan, target, force=args.force), describe)
+    try:
+        build, built = output.with_progress(quantize(plan, target, force=args.force), describe)
+    except KeyboardInterrupt:
+        output.say("\nStopped; the same command goes on from here")
+        raise
     seconds = time.monotonic() - start
     if args.json:
         output.emit_json(result_json(build, built, seconds))
