@@ -56,7 +56,7 @@ class ChatTemplate:
         detail = _plain(error) or type(error).__name__
         return FormatError(
             f"The chat template of `{self._name}` {what}: {detail}",
-            hint="Run `phi4local doctor` on the file, or get another build of the model",
+            hint="Get another build of the model",
         )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from phi4local.cli.main import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("phi4local", "quant", "hardware", "ui")
 FILE_LINES, FUNCTION_LINES = 400, 50
@@ -39,3 +41,10 @@ def test_nothing_is_called_utils() -> None:
 def test_the_data_stays_small() -> None:
     files = [path for path in (ROOT / "phi4local" / "data").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 9_000_000
+
+
+def test_hints_name_commands_that_exist() -> None:
+    texts = [path.read_text() for path in sources(*PACKAGES)]
+    named = {word for text in texts for word in re.findall(r"`phi4local ([a-z]+)", text)}
+    assert named <= COMMANDS.keys()
+    assert "quantize" in named

@@ -62,10 +62,9 @@ class LlamaCppEngine:
             raise NotFound(f"No model file `{self._path}`", hint="See what is here: phi4local list")
         self._host = host
         self._key = machine_and_build()
-        self._known_crash = crash_remembered(host.state_folder / _MEMORY, self._key)
-        self._settings = replace(
-            settings, path=str(self._path.absolute()), safe_mode=settings.safe_mode or bool(self._known_crash)
-        )
+        remembered = bool(crash_remembered(host.state_folder / _MEMORY, self._key))
+        self._settings = replace(settings, path=str(self._path.absolute()), safe_mode=settings.safe_mode or remembered)
+        self._crash = ""  # what safe mode was entered for in this process, once it has proved itself
         self._fresh_crash: WorkerDied | None = None  # safe mode was entered for it and has not proved itself yet
         self._worker: Worker | None = None
         self._turn = _Turn()
@@ -189,10 +188,10 @@ class LlamaCppEngine:
         """Safe settings have got further than the crash did: remember them."""
         if self._fresh_crash is None:
             return
-        self._known_crash = self._fresh_crash.cause
+        self._crash = self._fresh_crash.cause
         self._fresh_crash = None
         with contextlib.suppress(OSError):  # a full disk must not cost the answer
-            remember_crash(self._host.state_folder / _MEMORY, self._key, self._known_crash)
+            remember_crash(self._host.state_folder / _MEMORY, self._key, self._crash)
 
     def _failure(self, death: WorkerDied) -> Phi4LocalError:
         """The error for a death that nothing more is done about."""
@@ -202,7 +201,7 @@ class LlamaCppEngine:
         if death.phase == "template" and (death.overdue or death.crashed):
             return FormatError(
                 f"The chat template of `{self._path.name}` did not come to an end",
-                hint="Run `phi4local doctor` on the file, or get another build of the model",
+                hint="Get another build of the model",
             )
         if death.overdue:
             return BackendError(f"The engine did not {_DUTIES[death.phase]} in time and was ended", hint=_AGAIN)
@@ -212,11 +211,11 @@ class LlamaCppEngine:
         return BackendError(f"The engine's process ended with {death.cause}{said}", hint=hint)
 
     def _crash_notes(self) -> Iterator[str]:
-        crash = self._known_crash or (self._fresh_crash.cause if self._fresh_crash else "")
+        crash = self._crash or (self._fresh_crash.cause if self._fresh_crash else "")
         if crash:
             yield (
-                f"llama.cpp crashed on this machine ({crash}) and runs with safe settings, which may be slower; "
-                f"delete `{self._host.state_folder / _MEMORY}` to try full speed again"
+                f"llama.cpp crashed ({crash}) and now runs with safe settings, which may be slower; this is remembered "
+                f"in `{self._host.state_folder / _MEMORY}`, delete it to try full speed again"
             )
 
     def _rope_notes(self) -> Iterator[str]:

@@ -100,7 +100,7 @@ class LlamaModel:
         reason = f"{what}: {self.log.errors[0] if said else 'it does not say why'}"
         if any(sign in said for sign in _MEMORY_SIGNS):
             return InsufficientResources(reason, hint="Choose a smaller build or a smaller `--context`")
-        return BackendError(reason, hint="Check the file: phi4local doctor PATH")
+        return BackendError(reason, hint="`phi4local verify` finds a damaged build; `--context` takes less memory")
 
     def _text(self, ask: Callable[[Any, Any, int], int], room: int = _VALUE_BYTES) -> str:
         buffer = ctypes.create_string_buffer(room)

@@ -227,7 +227,7 @@ class Desk:
 def _chat_template(model: LlamaModel) -> ChatTemplate:
     name = _name(model)
     if not model.template:
-        raise FormatError(f"`{name}` carries no chat template", hint="Repair the file: phi4local doctor PATH --fix")
+        raise FormatError(f"`{name}` carries no chat template", hint="Get a build that has one")
     return ChatTemplate(model.template, name=name, bos=model.vocabulary.bos, eos=model.vocabulary.eos)
 
 
