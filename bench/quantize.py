@@ -1,6 +1,6 @@
 """One pass against two steps: from official weights to a quantized GGUF.
 
-    python -m bench.quantize [--build Q4_K_M] [--rounds 3] [--converter convert_hf_to_gguf.py --python PYTHON]
+    python bench/quantize.py [--build Q4_K_M] [--rounds 3] [--converter convert_hf_to_gguf.py --python PYTHON]
 
 One pass is `phi4local quantize`. Two steps are a conversion to bf16, then `llama_model_quantize` of this engine.
 The conversion is llama.cpp's own converter where its path is given (`--python` is an interpreter with PyTorch and
@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import llama_cpp
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from quant.ggml import BUILDS
 from quant.gguf import read_header

@@ -1,0 +1,60 @@
+"""What a folder of weights is called: by its shape, then by its folder's name."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from phi4local.catalog import MODELS, model_name, origin, slug
+from quant.config import Config, read_config
+from tests import shapes
+from tests.checkpoints import write_configs
+
+REVISION = "6fbb3d3bbe726c99b4188087b4deeec1bceac5ae"
+
+
+def config(shape: shapes.Shape, folder: Path) -> Config:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_configs(folder, shape)
+    return read_config(folder)
+
+
+NAMES = [
+    (shapes.PHI4_14B_SHAPE, "phi-4", "phi-4"),
+    (shapes.PHI4_14B_SHAPE, "my weights", "phi-4"),
+    (shapes.REASONING_14B_SHAPE, "Phi-4-reasoning", "phi-4-reasoning"),
+    (shapes.REASONING_14B_SHAPE, "Phi-4-reasoning-plus", "phi-4-reasoning-plus"),
+    (shapes.MINI_SHAPE, "Phi-4-mini-instruct", "phi-4-mini"),
+    (shapes.MINI_SHAPE, "phi-4", "phi-4-mini"),  # the shape is right, the folder's name is not
+    (shapes.MINI_REASONING_SHAPE, "Phi-4-mini-reasoning", "phi-4-mini-reasoning"),
+    (shapes.PHI4_TINY, "My Tiny_Phi (v2)", "my-tiny-phi-v2"),
+]
+
+
+@pytest.mark.parametrize(("shape", "folder", "name"), NAMES, ids=lambda value: str(getattr(value, "name", value)))
+def test_names(shape: shapes.Shape, folder: str, name: str, tmp_path: Path) -> None:
+    assert model_name(tmp_path / folder, config(shape, tmp_path / folder)) == name
+
+
+def test_a_folder_of_the_hubs_cache_tells_its_origin(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "models--microsoft--Phi-4-reasoning-plus" / "snapshots" / REVISION
+    found = config(shapes.REASONING_14B_SHAPE, folder)
+    assert dataclasses.astuple(origin(folder)) == ("microsoft/Phi-4-reasoning-plus", REVISION)
+    assert model_name(folder, found) == "phi-4-reasoning-plus"
+    assert origin(tmp_path).repository is None
+
+
+def test_every_model_is_found_by_its_repository(tmp_path: Path) -> None:
+    for model in MODELS:
+        spelling = model.repository.split("/")[1].lower()
+        assert spelling in model.spellings
+
+
+@pytest.mark.parametrize("text", ["..", "", "a/b", "-rf", "\x1b[2J", "Ünïcode", "." * 50])
+def test_slugs_are_safe(text: str) -> None:
+    result = slug(text)
+    assert result
+    assert not set(result) - set("abcdefghijklmnopqrstuvwxyz0123456789.-")
+    assert result[0] not in ".-"
