@@ -62,4 +62,4 @@ def model_name(folder: Path, config: Config) -> str:
 
 def slug(text: str) -> str:
     """A name that is safe as a folder and easy to type."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "model"
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower())[:80].strip("-.") or "model"
