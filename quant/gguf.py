@@ -11,6 +11,7 @@ Specification: ggml's docs/gguf.md. Little-endian versions 2 and 3 are read, whi
 from __future__ import annotations
 
 import math
+import stat
 import struct
 import tempfile
 from collections.abc import Callable
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 DEFAULT_ALIGNMENT = 32
-ITEM_LIMIT = 4_000_000  # twenty times the longest list of any Phi, its merges
+ITEM_LIMIT = 4_000_000  # in all lists together; the largest vocabulary published has 1.3 million
+KEY_LIMIT_BYTES = 1 << 16
+TEXT_LIMIT_BYTES = 1 << 24
+HEADER_LIMIT_BYTES = 1 << 28
 
 Scalar = str | int | float | bool
 Value = Scalar | list[Scalar]
@@ -74,10 +78,13 @@ class _Cursor:
         self.file = file
         self.size_bytes = size_bytes
         self.position = 0
+        self.items = 0
 
     def take(self, count: int) -> bytes:
         if count > self.size_bytes - self.position:
             raise FormatError(f"truncated: {count} bytes needed at {self.position}, the file has {self.size_bytes}")
+        if count > HEADER_LIMIT_BYTES - self.position:
+            raise FormatError(f"its header is longer than {HEADER_LIMIT_BYTES} bytes, which no model's is")
         data = self.file.read(count)
         if len(data) != count:
             raise FormatError(f"truncated at {self.position + len(data)} while it was read")
@@ -87,9 +94,12 @@ class _Cursor:
     def number(self, kind: str) -> int:
         return int(struct.unpack("<" + kind, self.take(struct.calcsize("<" + kind)))[0])
 
-    def string(self) -> str:
+    def string(self, limit_bytes: int = TEXT_LIMIT_BYTES) -> str:
+        length = self.number("Q")
+        if length > limit_bytes:
+            raise FormatError(f"text of {length} bytes at {self.position} cannot be true")
         try:
-            return self.take(self.number("Q")).decode("utf-8")
+            return self.take(length).decode("utf-8")
         except UnicodeDecodeError:
             raise FormatError(f"text at {self.position} is not UTF-8") from None
 
@@ -99,10 +109,10 @@ class _Cursor:
             return self.scalar(kind)
         item_kind, count = self.number("I"), self.number("Q")
         if item_kind == _STRING:
-            self._check_count(count, 8)
+            self.check_count(count, 8)
             return [self.string() for _ in range(count)]
         code = self._code(item_kind)
-        self._check_count(count, struct.calcsize("<" + code))
+        self.check_count(count, struct.calcsize("<" + code))
         return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize("<" + code))))
 
     def scalar(self, kind: int) -> Scalar:
@@ -117,17 +127,21 @@ class _Cursor:
             raise FormatError(f"value type {kind} at {self.position} is unknown")
         return _SCALARS[kind]
 
-    def _check_count(self, count: int, least_bytes: int) -> None:
-        if count > ITEM_LIMIT or count * least_bytes > self.size_bytes - self.position:
+    def check_count(self, count: int, least_bytes: int) -> None:
+        """Refuse a list before it is read: the items of all lists, and the bytes that are left, are bounded."""
+        self.items += count
+        if self.items > ITEM_LIMIT or count * least_bytes > self.size_bytes - self.position:
             raise FormatError(f"{count} items at {self.position} cannot be true")
 
 
 def read_header(path: Path) -> Header:
     """Keys and tensor table of a GGUF, every count and range checked (NotFound, FormatError)."""
     try:
-        size_bytes = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError("it is not a file", hint="Point at a .gguf file")
         with path.open("rb", buffering=1 << 20) as file:
-            return _read(_Cursor(file, size_bytes))
+            return _read(_Cursor(file, status.st_size))
     except FileNotFoundError:
         raise NotFound(f"No file `{path}`") from None
     except OSError as error:
@@ -144,11 +158,11 @@ def _read(cursor: _Cursor) -> Header:
     if version not in (2, 3):
         raise FormatError(f"version {version} is not supported")
     tensor_count, key_count = cursor.number("Q"), cursor.number("Q")
-    cursor._check_count(key_count, 13)
-    cursor._check_count(tensor_count, 32)
+    cursor.check_count(key_count, 13)
+    cursor.check_count(tensor_count, 32)
     metadata: dict[str, Value] = {}
     for _ in range(key_count):
-        key = cursor.string()
+        key = cursor.string(KEY_LIMIT_BYTES)
         if key in metadata:
             raise FormatError(f"key `{printable(key)}` is repeated")
         metadata[key] = cursor.value()
@@ -163,7 +177,7 @@ def _read(cursor: _Cursor) -> Header:
 
 
 def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    name = cursor.string()
+    name = cursor.string(KEY_LIMIT_BYTES)
     dimensions = cursor.number("I")
     if not 1 <= dimensions <= 4:
         raise FormatError(f"tensor `{printable(name)}` has {dimensions} dimensions")

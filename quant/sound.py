@@ -19,11 +19,15 @@ def read_model_header(path: Path) -> Header:
     try:
         _check(header)
     except FormatError as error:
-        raise FormatError(f"`{path.name}` cannot be loaded: {error.message}", hint="Get the file again") from None
+        hint = error.hint or "Get the file again"
+        raise FormatError(f"`{path.name}` cannot be loaded: {error.message}", hint=hint) from None
     return header
 
 
 def _check(header: Header) -> None:
+    parts = header.count("split.count") or 1
+    if parts > 1:
+        raise FormatError(f"it is one of {parts} parts of a model", hint=_MERGE)
     architecture = header.text("general.architecture")
     if not architecture:
         raise FormatError("it does not say which architecture it holds")
@@ -43,6 +47,9 @@ def _check(header: Header) -> None:
         _check_phi3(header)
 
 
+_MERGE = "Merge the parts first: llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf"
+
+
 def _check_blocks(header: Header, architecture: str) -> None:
     """A block count that does not fit the tensors ends llama.cpp's process."""
     claimed = header.count(f"{architecture}.block_count")
@@ -59,6 +66,8 @@ def _check_vocabulary(header: Header) -> None:
         raise FormatError("it has no vocabulary or no token embedding")
     if len(embedding.shape) != 2 or embedding.shape[1] != len(tokens):
         raise FormatError(f"its vocabulary has {len(tokens)} tokens, its embedding the shape {list(embedding.shape)}")
+    if len(set(tokens)) + max(tokens.count("") - 1, 0) != len(tokens):  # llama.cpp names empty tokens by their ids
+        raise FormatError("its vocabulary has the same token twice")
     types = header.items("tokenizer.ggml.token_type")
     if types is not None and len(types) != len(tokens):
         raise FormatError(f"its vocabulary has {len(tokens)} tokens and {len(types)} token types")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from phi4local.errors import FormatError, Phi4LocalError
 from quant.gguf import read_header
 from quant.sound import read_model_header
+from tests.gguf_models import smollm2
 from tests.running import make
 
 
@@ -130,6 +133,55 @@ def test_headers_that_lie_are_refused(case: str, tmp_path: Path) -> None:
         read_header(path)
 
 
+HUGE = 1 << 30
+ONE_TEXT = ONE_KEY + struct.pack("<I", 8)
+ONE_LIST = struct.pack("<II", 9, 8)
+SPARSE = {
+    "a key of 1 MiB": START + number(0) + number(1) + number(1 << 20),
+    "a text of 17 MiB": ONE_TEXT + number(17 << 20),
+    "a tensor name of 1 MiB": START + number(1) + number(0) + number(1 << 20),
+    "two lists that are too long together": START
+    + number(0)
+    + number(2)
+    + (number(1) + b"a" + ONE_LIST + number(300_000)).ljust(25 + 8 * 300_000, b"\0")
+    + (number(1) + b"b" + ONE_LIST + number(3_900_000)),
+}
+
+
+@pytest.mark.parametrize("case", SPARSE)
+def test_huge_claims_that_the_file_could_hold(case: str, tmp_path: Path) -> None:
+    """The file is large enough for what it claims, and yet nothing of it is read."""
+    path = tmp_path / "a.gguf"
+    path.write_bytes(SPARSE[case])
+    os.truncate(path, HUGE)
+    tracemalloc.start()
+    with pytest.raises(FormatError, match="cannot be true"):
+        read_header(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12e6
+
+
+def test_the_whole_header_is_bounded(tmp_path: Path) -> None:
+    text = number(16 << 20)
+    path = tmp_path / "a.gguf"
+    with path.open("wb") as file:
+        file.write(START + number(0) + number(20))
+        for i in range(20):
+            file.write(number(1) + bytes([97 + i]) + struct.pack("<I", 8) + text)
+            file.seek(16 << 20, os.SEEK_CUR)
+        file.write(b"\0")
+    with pytest.raises(FormatError, match="header is longer"):
+        read_header(path)
+
+
+def test_what_is_not_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path):
+        with pytest.raises(FormatError, match="not a file"):
+            read_header(path)
+
+
 def change(path: Path, target: Path, key: str, value: bytes) -> Path:
     """A copy of a GGUF in which the bytes after a key's name and type are others."""
     data = bytearray(path.read_bytes())
@@ -160,6 +212,38 @@ def test_metadata_that_would_kill_the_engine(key: str, built: Path, tmp_path: Pa
 
 def test_a_sound_file_is_sound(built: Path) -> None:
     assert read_model_header(built).text("general.architecture") == "phi3"
+
+
+def test_a_published_file_is_sound() -> None:
+    assert read_model_header(smollm2()).text("general.architecture") == "llama"
+
+
+def test_a_token_that_is_there_twice(built: Path, tmp_path: Path) -> None:
+    data = built.read_bytes()
+    first, second = (number(1) + letter for letter in (b"A", b"B"))
+    start = data.index(b"tokenizer.ggml.tokens")
+    position = data.index(second, start)
+    (tmp_path / "twice.gguf").write_bytes(data[:position] + first + data[position + len(second) :])
+    with pytest.raises(FormatError, match="same token twice"):
+        read_model_header(tmp_path / "twice.gguf")
+
+
+def test_a_part_of_a_model(tmp_path: Path) -> None:
+    """Only the first of several parts has keys; every part says how many there are."""
+    writer = gguf.GGUFWriter(tmp_path / "phi.gguf", "phi3", split_max_tensors=1)
+    writer.add_block_count(1)
+    for name in ("token_embd.weight", "output_norm.weight"):
+        writer.add_tensor(name, np.ones((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) == 2
+    for part in parts:
+        with pytest.raises(FormatError, match="one of 2 parts") as caught:
+            read_model_header(part)
+        assert "llama-gguf-split --merge" in caught.value.hint
 
 
 def test_missing_files(tmp_path: Path) -> None:
