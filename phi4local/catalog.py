@@ -18,11 +18,10 @@ class Model:
     spellings: tuple[str, ...]
     hidden: int
     layers: int
-    rope_theta: int
+    rope_theta: float
     sampled: bool = False  # the model's card asks for temperature 0.8, top-k 50, top-p 0.95
 
 
-# Within one shape the first row is the one that an unknown folder name stands for.
 MODELS = (
     Model("phi-4", "microsoft/phi-4", ("phi-4",), 5120, 40, 250_000),
     Model("phi-4-reasoning", "microsoft/Phi-4-reasoning", ("phi-4-reasoning",), 5120, 40, 500_000, True),
@@ -49,15 +48,19 @@ def origin(folder: Path) -> Origin:
 
 
 def model_name(folder: Path, config: Config) -> str:
-    """What a model made from `folder` is called: by its shape first, by the folder's name within a shape."""
+    """What a model made from `folder` is called.
+
+    A name of the catalogue is given only where the shape is the model's and the repository or, without one, the
+    folder is spelt like it; a fine-tune keeps its own name, so that it never takes the original's place.
+    """
     repository = origin(folder).repository
     title = slug(repository.split("/")[-1] if repository else folder.resolve().name)
     shape = (config.hidden, config.layers, config.rope_theta)
-    family = [model for model in MODELS if (model.hidden, model.layers, model.rope_theta) == shape]
-    spelt = [(spelling, model) for model in family for spelling in model.spellings if title.startswith(spelling)]
-    if spelt:
-        return max(spelt, key=lambda pair: len(pair[0]))[1].name
-    return family[0].name if family else title
+    for model in MODELS:
+        known = repository.lower() == model.repository.lower() if repository else title in model.spellings
+        if known and (model.hidden, model.layers, model.rope_theta) == shape:
+            return model.name
+    return title
 
 
 def slug(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 def home_folder() -> Path:
     """`PHI4LOCAL_HOME`, else the platform's folder for user data."""
     if home := os.environ.get("PHI4LOCAL_HOME"):
-        return Path(home).expanduser()
+        return Path(os.path.expanduser(home))  # noqa: PTH111  Path.expanduser raises for an unknown user
     import platformdirs
 
     return Path(platformdirs.user_data_dir("phi4local", appauthor=False))

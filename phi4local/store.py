@@ -75,18 +75,39 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the build at `path` (NotFound, FormatError)."""
-    data = read_bounded(manifest_path(path), _LIMIT_BYTES)
+    try:
+        data = read_bounded(manifest_path(path), _LIMIT_BYTES)
+    except NotFound:
+        raise NotFound(f"`{path}` has no manifest", hint="`phi4local list` shows the builds that have one") from None
     try:
         values = json.loads(data)
         manifest = Manifest(**{key: values[key] for key in Manifest.__annotations__})
     except (ValueError, TypeError, KeyError, RecursionError):
         raise FormatError(f"The manifest of `{path.name}` is damaged", hint="Build or pull it again") from None
-    kinds = {"str": str, "int": int, "float": float | int}
-    for key, annotation in Manifest.__annotations__.items():
-        kind = kinds.get(annotation, list if annotation.startswith("list") else dict)
-        if not isinstance(getattr(manifest, key), kind):
-            raise FormatError(f"The manifest of `{path.name}` is damaged: `{key}`", hint="Build or pull it again")
+    if not _is_sound(manifest):
+        raise FormatError(f"The manifest of `{path.name}` is damaged", hint="Build or pull it again")
     return manifest
+
+
+def _is_sound(manifest: Manifest) -> bool:
+    """Whether every value has the kind that the rest of the program relies on."""
+    texts = (manifest.name, manifest.build, manifest.format, manifest.sha256, manifest.fingerprint, manifest.created)
+    files = manifest.source.get("files") if isinstance(manifest.source, dict) else None
+    return (
+        all(isinstance(text, str) for text in texts)
+        and type(manifest.bytes) is int
+        and 0 <= manifest.bytes < 1 << 62
+        and isinstance(manifest.bpw, float | int)
+        and isinstance(manifest.types, dict)
+        and isinstance(manifest.versions, dict)
+        and _are_objects(manifest.repairs, {"key", "from", "to", "why"})
+        and _are_objects(files, {"name", "bytes", "sha256"})
+        and {"repo", "revision"} <= manifest.source.keys()
+    )
+
+
+def _are_objects(value: Any, keys: set[str]) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) and keys <= item.keys() for item in value)
 
 
 def builds() -> list[Build]:
@@ -95,9 +116,9 @@ def builds() -> list[Build]:
     for path in manifest_files():
         try:
             build = Build(path, read_manifest(path))
-        except FormatError:
+        except (FormatError, NotFound):
             continue
-        if path.exists():
+        if path.is_file():
             found.append(build)
     return found
 

@@ -10,11 +10,12 @@ Nothing larger than a block is held, and nothing stands under the final name bef
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import queue
 import shutil
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from quant.journal import Journal
 from quant.plan import Plan, PlannedTensor
 from quant.rows import Bytes, RowFormat, make_rows
 from quant.safetensors import Record, Shard
-from quant.source import SMALL_FILES
+from quant.source import SMALL_FILES, stamp
 
 BLOCK_WEIGHTS = 1 << 19  # 1 MiB of bf16: large enough to hide Python, small enough for a core's cache
 _CHECKPOINT_BYTES = 256 << 20  # how much source may have to be quantized again after a kill
@@ -75,12 +76,9 @@ def journal_path(target: Path) -> Path:
 
 
 def fingerprint(plan: Plan) -> str:
-    """What must be equal for a half-done file to be continued: the layout, and each shard's size and time stamp."""
-    digest = hashlib.sha256(plan.header)
-    for shard in plan.source.checkpoint.shards:
-        status = shard.path.stat()
-        digest.update(f"\n{shard.path.name} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()
+    """What must be equal for a half-done file to be continued: the layout, the source's files, the quantizer."""
+    engine = importlib.metadata.version("llama-cpp-python")
+    return hashlib.sha256(plan.header + f"\n{plan.source.stamp}\n{engine}".encode()).hexdigest()
 
 
 def check_disk(plan: Plan, target: Path) -> None:
@@ -93,10 +91,13 @@ def check_disk(plan: Plan, target: Path) -> None:
         raise disk_full(target.parent, needed)
 
 
-def convert(plan: Plan, target: Path, *, threads: int, stale: Path) -> Generator[Progress, None, Built]:
+def convert(
+    plan: Plan, target: Path, *, threads: int, certify: Callable[[Built], None]
+) -> Generator[Progress, None, Built]:
     """Build `target`. Closing the generator stops the work; the same call then goes on from the last checkpoint.
 
-    `stale` is a file that describes an older `target`; it is deleted just before the new one takes the name.
+    `certify` is called when the whole file has been checked and stands under its partial name: whatever it writes is
+    there before the build is. An older `target` is gone by then.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     check_disk(plan, target)
@@ -104,12 +105,17 @@ def convert(plan: Plan, target: Path, *, threads: int, stale: Path) -> Generator
         journal = Journal(journal_path(target), fingerprint(plan))
         try:
             built = yield from _convert(plan, target, journal, threads)
-            stale.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            certify(built)
             publish(partial_path(target), target)
             journal.remove()
-            return built
+        except FileNotFoundError as error:
+            if error.filename and Path(error.filename).parent == plan.source.folder:
+                raise _changed(plan) from None
+            raise
         finally:
             journal.close()
+    return built
 
 
 def _convert(plan: Plan, target: Path, journal: Journal, threads: int) -> Generator[Progress, None, Built]:
@@ -117,7 +123,8 @@ def _convert(plan: Plan, target: Path, journal: Journal, threads: int) -> Genera
     if not partial.exists() or partial.stat().st_size != plan.size_bytes:
         journal.restart()
     resumed = sum(t.record.size_bytes for t in plan.tensors if t.record and t.name in journal.finished)
-    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    small_files = _hash_small_files(plan)
+    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         os.ftruncate(fd, plan.size_bytes)
         _write_at(fd, plan.header, 0)
@@ -128,12 +135,19 @@ def _convert(plan: Plan, target: Path, journal: Journal, threads: int) -> Genera
         os.fsync(fd)
     finally:
         os.close(fd)
-    sources = journal.hashes | _hash_small_files(plan)
     yield Progress("check", 0, plan.size_bytes)
     check_build(partial, plan)
     sha256 = hash_file(partial)
+    if stamp(plan.source.folder) != plan.source.stamp:
+        raise _changed(plan)
     yield Progress("check", plan.size_bytes, plan.size_bytes)
-    return Built(sha256, dict(sorted(sources.items())), resumed)
+    return Built(sha256, dict(sorted((journal.hashes | small_files).items())), resumed)
+
+
+def _changed(plan: Plan) -> FormatError:
+    return FormatError(
+        f"`{plan.source.folder}` changed while it was read", hint="Run the same command again when it rests"
+    )
 
 
 class _Pass:

@@ -2,7 +2,7 @@
 
     {"fingerprint": "..."}                     the first line: which plan of which source
     {"tensor": "blk.0.attn_qkv.weight"}        all its rows are in the partial file
-    {"file": "model-00001...", "sha256": ".."} the whole shard has been read and hashed
+    {"file": "model-00001...", "sha256": ".."} the whole shard has been read and hashed; or the result was checked
 
 The file is also the lock: one build of a target at a time.
 """
@@ -16,6 +16,8 @@ from pathlib import Path
 
 from phi4local.errors import UsageError
 from phi4local.files import sync_folder
+
+_LIMIT_BYTES = 16 << 20  # a line for each tensor and shard needs a hundredth of it
 
 
 class Journal:
@@ -70,7 +72,7 @@ class Journal:
 
 def _open_locked(path: Path) -> int:
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -87,13 +89,13 @@ def _open_locked(path: Path) -> int:
 def _read_all(fd: int) -> bytes:
     with os.fdopen(os.dup(fd), "rb") as file:
         file.seek(0)
-        return file.read()
+        return file.read(_LIMIT_BYTES)
 
 
 def _fact(line: bytes) -> dict[str, str]:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         return {}

@@ -23,11 +23,12 @@ def config(shape: shapes.Shape, folder: Path) -> Config:
 
 NAMES = [
     (shapes.PHI4_14B_SHAPE, "phi-4", "phi-4"),
-    (shapes.PHI4_14B_SHAPE, "my weights", "phi-4"),
+    (shapes.PHI4_14B_SHAPE, "my weights", "my-weights"),
+    (shapes.PHI4_14B_SHAPE, "Phi-4-medical-uncensored", "phi-4-medical-uncensored"),
     (shapes.REASONING_14B_SHAPE, "Phi-4-reasoning", "phi-4-reasoning"),
     (shapes.REASONING_14B_SHAPE, "Phi-4-reasoning-plus", "phi-4-reasoning-plus"),
     (shapes.MINI_SHAPE, "Phi-4-mini-instruct", "phi-4-mini"),
-    (shapes.MINI_SHAPE, "phi-4", "phi-4-mini"),  # the shape is right, the folder's name is not
+    (shapes.MINI_SHAPE, "Phi-4-mini", "phi-4-mini"),
     (shapes.MINI_REASONING_SHAPE, "Phi-4-mini-reasoning", "phi-4-mini-reasoning"),
     (shapes.PHI4_TINY, "My Tiny_Phi (v2)", "my-tiny-phi-v2"),
 ]
@@ -44,6 +45,8 @@ def test_a_folder_of_the_hubs_cache_tells_its_origin(tmp_path: Path) -> None:
     assert dataclasses.astuple(origin(folder)) == ("microsoft/Phi-4-reasoning-plus", REVISION)
     assert model_name(folder, found) == "phi-4-reasoning-plus"
     assert origin(tmp_path).repository is None
+    other = tmp_path / "hub" / "models--acme--SuperMath" / "snapshots" / REVISION
+    assert model_name(other, config(shapes.REASONING_14B_SHAPE, other)) == "supermath"
 
 
 def test_every_model_is_found_by_its_repository(tmp_path: Path) -> None:

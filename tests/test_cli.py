@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -250,3 +252,45 @@ def test_names_with_control_characters_do_not_reach_the_terminal(tmp_path: Path)
     assert result.returncode == 3
     assert "\x1b" not in result.stderr
     assert "\u202e" not in result.stderr
+
+
+def shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A line of bash with the program as $P, and Python's own buffering of output."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    environment |= {"P": f"{sys.executable} -m phi4local", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(
+        ["bash", "-c", line], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("$P --help | head -c 0; exit ${PIPESTATUS[0]}", 1),
+        ("$P --help > /dev/full", 6),
+        ("$P --help >&-", 0),
+        ("$P list <&-", 0),
+        ("$P chat phi4-nano -p hi > /dev/full", 6),
+        ("$P quantize " + "a" * 300 + " --to Q8_0", 1),
+        ("$P quantize . --to Q8_0 --out " + "a" * 300 + ".gguf", 3),
+        ("PHI4LOCAL_HOME=~nosuch/x $P list", 0),
+        ("PYTHONIOENCODING=ascii $P show ü.gguf", 3),
+    ],
+)
+def test_odd_streams_and_paths_are_no_tracebacks(line: str, code: int, nano_home: Path, tmp_path: Path) -> None:
+    result = shell(line, tmp_path)
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+    assert result.returncode == code, result.stderr
+
+
+def test_files_of_the_current_folder_are_not_run(tmp_path: Path) -> None:
+    """Weights come from strangers; a module beside them is only a file."""
+    folder = tmp_path / "weights"
+    shutil.copytree(nano_folder(), folder)
+    for name in ("llama_cpp.py", "json.py", "gguf.py"):
+        (folder / name).write_text(f"open({str(tmp_path / 'PWNED')!r}, 'w')")
+    program = str(Path(sys.executable).with_name("phi4local"))
+    result = subprocess.run([program, "quantize", ".", "--to", "Q4_K_M", "--dry-run"], cwd=folder, check=False)
+    assert result.returncode == 0
+    assert not (tmp_path / "PWNED").exists()

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from phi4local.errors import FormatError, InsufficientResources, UsageError
-from quant.convert import journal_path, partial_path
+from quant.convert import convert, journal_path, partial_path
 from quant.gguf import read_header
 from quant.journal import Journal
 from tests import shapes
@@ -218,3 +219,59 @@ def test_another_build_is_not_overwritten_unasked(weights: Path, tiny: Path, tmp
     assert "--force" in refused.stderr
     replaced = json_of(phi4local("quantize", tiny, "--to", "Q8_0", "--out", target, "--force", "--json"))
     assert replaced["sha256"] == hashlib.sha256(target.read_bytes()).hexdigest()
+
+
+def test_killed_between_certificate_and_name(weights: Path, undisturbed: str, tmp_path: Path) -> None:
+    """The manifest comes before the name; what is left when the rename does not happen is finished by the next run."""
+    target = tmp_path / "out.gguf"
+
+    class Killed(BaseException):
+        pass
+
+    def certify(_built: object) -> None:
+        target.with_name(target.name + ".manifest.json").write_text("{}")
+        raise Killed
+
+    with pytest.raises(Killed):
+        finish(convert(plan(weights, "IQ4_XS"), target, threads=2, certify=certify))
+    assert not target.exists()
+    built = make(weights, "IQ4_XS", target)
+    assert built.sha256 == undisturbed
+    assert built.resumed_bytes > 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00008-of-00008.safetensors"])
+@pytest.mark.parametrize("deed", ["touch", "delete"])
+def test_a_source_that_changes_is_not_certified(name: str, deed: str, weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    shutil.copytree(weights, folder)
+    work = start(folder, "IQ4_XS", tmp_path / "out.gguf")
+    next(work)
+    if deed == "delete":
+        (folder / name).unlink()
+    else:
+        os.utime(folder / name, ns=(0, 0))
+    with pytest.raises(FormatError, match="changed while it was read"):
+        finish(work)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_planted_link_is_not_followed(weights: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    partial_path(tmp_path / "out.gguf").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic"):
+        make(weights, "IQ4_XS", tmp_path / "out.gguf")
+    assert victim.read_text() == "mine"
+
+
+def test_a_damaged_build_is_made_again(weights: Path, home: Path) -> None:
+    made = json_of(phi4local("quantize", weights, "--to", "Q8_0", "--json"))
+    path = Path(made["path"])
+    data = bytearray(path.read_bytes())
+    data[-50] ^= 1
+    path.write_bytes(data)
+    assert phi4local("verify").returncode == 5
+    again = json_of(phi4local("quantize", weights, "--to", "Q8_0", "--force", "--json"))
+    assert again["sha256"] == made["sha256"]
+    assert phi4local("verify").returncode == 0

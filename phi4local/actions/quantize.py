@@ -7,16 +7,15 @@ import importlib.metadata
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 from phi4local import __version__
 from phi4local.backends.ask import tensor_types
 from phi4local.catalog import model_name, origin
 from phi4local.errors import FormatError, NotFound, UsageError
-from phi4local.store import Build, Manifest, build_path, manifest_path, read_manifest, write_manifest
+from phi4local.store import Build, Manifest, build_path, read_manifest, write_manifest
 from quant.convert import Built, Progress, convert, fingerprint
 from quant.plan import Plan, check_build_name, make_plan
-from quant.source import read_source
+from quant.source import read_source, source_files
 
 
 def plan_build(source: Path, build: str) -> Plan:
@@ -42,14 +41,17 @@ def target_of(plan: Plan, out: Path | None) -> Path:
 
 def quantize(plan: Plan, target: Path, *, force: bool) -> Generator[Progress, None, tuple[Build, Built | None]]:
     """Build, or find that exactly this build is there already (then without `Built`)."""
-    if present := _present(plan, target):
+    if not force and (present := _present(plan, target)):
         return present, None
     if target.exists() and not force:
         raise UsageError(f"`{target}` exists and is another build", hint="--force replaces it")
-    built = yield from convert(plan, target, threads=_cores(), stale=manifest_path(target))
-    manifest = _manifest(plan, built)
-    write_manifest(target, manifest)
-    return Build(target, manifest), built
+    sizes = {name: (plan.source.folder / name).stat().st_size for name in source_files(plan.source.folder)}
+
+    def certify(built: Built) -> None:
+        write_manifest(target, _manifest(plan, built, sizes))
+
+    built = yield from convert(plan, target, threads=_cores(), certify=certify)
+    return Build(target, read_manifest(target)), built
 
 
 def _cores() -> int:
@@ -65,8 +67,10 @@ def _present(plan: Plan, target: Path) -> Build | None:
     return Build(target, manifest) if same else None
 
 
-def _manifest(plan: Plan, built: Built) -> Manifest:
+def _manifest(plan: Plan, built: Built, sizes: dict[str, int]) -> Manifest:
     place = origin(plan.source.folder)
+    hashes = built.source_sha256
+    files = [{"name": name, "bytes": sizes[name], "sha256": hashes[name]} for name in hashes]
     return Manifest(
         name=name_of(plan),
         build=plan.build,
@@ -76,17 +80,11 @@ def _manifest(plan: Plan, built: Built) -> Manifest:
         bpw=round(plan.bits_per_weight, 4),
         types=plan.type_counts,
         repairs=[repair.as_json() for repair in plan.repairs],
-        source={"repo": place.repository, "revision": place.revision, "files": _files(plan, built)},
+        source={"repo": place.repository, "revision": place.revision, "files": files},
         fingerprint=fingerprint(plan),
         versions=_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-
-
-def _files(plan: Plan, built: Built) -> list[dict[str, Any]]:
-    folder = plan.source.folder
-    sizes = {name: (folder / name).stat().st_size for name in built.source_sha256}
-    return [{"name": name, "bytes": sizes[name], "sha256": sha256} for name, sha256 in built.source_sha256.items()]
 
 
 def _versions() -> dict[str, str]:

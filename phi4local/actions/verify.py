@@ -61,7 +61,7 @@ def _check(path: Path) -> Generator[Hashing, None, Damage | None]:
         expected = read_manifest(path).sha256
     except FormatError as error:
         return Damage(path, None, None, error.message)
-    if not path.exists():
+    if not path.is_file():
         return Damage(path, expected, None, "the file is missing")
     digest = hashlib.sha256()
     total = path.stat().st_size

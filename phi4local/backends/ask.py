@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware.report import EngineBuild, EngineDevice
+from phi4local.backends.process import environment, python_module
 from phi4local.errors import BackendError
 
 _DEADLINE_SECONDS = 60
@@ -38,9 +39,11 @@ def engine_build() -> EngineBuild:
 
 
 def _ask(*question: str) -> Any:
-    command = [sys.executable, "-m", "phi4local.backends.ask", *question]
+    command = [*python_module("phi4local.backends.ask"), *question]
     try:
-        child = subprocess.run(command, capture_output=True, timeout=_DEADLINE_SECONDS, check=False)
+        child = subprocess.run(
+            command, capture_output=True, timeout=_DEADLINE_SECONDS, check=False, env=environment()
+        )
         if child.returncode == 0:
             return json.loads(child.stdout)
     except (subprocess.TimeoutExpired, ValueError):

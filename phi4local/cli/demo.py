@@ -26,8 +26,9 @@ def run(args: argparse.Namespace) -> int:
         output.heading("1. This machine")
         probe.show(machine)
         output.heading("2. From official weights to a repaired build")
+    begun = time.monotonic()
     build, built = output.with_progress(build_nano(), describe)
-    seconds = time.monotonic() - start
+    seconds = time.monotonic() - begun
     if not args.json:
         show_manifest(build)
         output.heading("3. Questions and answers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import importlib
@@ -26,7 +27,7 @@ COMMANDS = {
     "verify": "whether builds are undamaged",
     "remove": "delete a build",
 }
-_SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 
@@ -49,23 +50,47 @@ def run() -> NoReturn:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; the result is the exit code."""
+    """Run one command; the result is the exit code. What was printed has reached its reader before that is known."""
+    _open_missing_streams()
     try:
-        return _dispatch(list(arguments))
+        code = _dispatch(list(arguments))
+        sys.stdout.flush()
     except Phi4LocalError as error:
         _print_error(error.message, error.hint)
-        return error.exit_code
+        code = error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
-        return _INTERRUPTED
+        code = _INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone; nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        code = 1
+    except UnicodeEncodeError as error:
+        _print_error(
+            f"The output has a character that the encoding {error.encoding} lacks", "Set LANG to a UTF-8 locale"
+        )
+        code = 1
     except OSError as error:
-        if error.errno not in _SYSTEM_ERRORS:
+        if error.filename is None and error.errno not in _FULL:
             raise
-        _print_error(f"{error.strerror}: `{error.filename}`", "Check the folder's permissions and free space")
-        return 6 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1
+        where = error.filename or "standard output"
+        _print_error(f"{error.strerror}: `{where}`", "Check the path, its permissions and the free space")
+        code = 6 if error.errno in _FULL else 1
+    _silence_stdout()
+    return code
+
+
+def _open_missing_streams() -> None:
+    """A program may be started with its standard streams closed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  open for good
+
+
+def _silence_stdout() -> None:
+    """Let the interpreter's last flush succeed, when what is left in the buffer can reach nobody."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -101,7 +126,8 @@ def _help() -> str:
 
 def _print_error(message: str, hint: str) -> None:
     """The fact and the next command; both may quote what a stranger wrote."""
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     sys.stderr.write(f"error: {printable(message, limit=1000)}\n")
     if hint:
         sys.stderr.write(f"\nhint: {printable(hint, limit=1000)}\n")
