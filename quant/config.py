@@ -103,7 +103,7 @@ class _Fields:
         self.file = file
 
     def fail(self, key: str, problem: str) -> FormatError:
-        return FormatError(f"`{self.file}`: `{key}` {problem}")
+        return FormatError(f"`{self.file}`: `{key}` {problem}", hint=_OFFICIAL)
 
     def count(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key, default)
@@ -117,9 +117,15 @@ class _Fields:
         value = self.values.get(key, default)
         if value is None:
             raise self.fail(key, "is missing")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 < value < 1e30:
             raise self.fail(key, f"is not a positive number: {printable(str(value))}")
         return float(value)
+
+    def between(self, key: str, low: float, high: float) -> float:
+        value = self.number(key)
+        if not low <= value <= high:
+            raise self.fail(key, f"is {value}, not between {low} and {high}")
+        return value
 
     def numbers(self, key: str, length: int) -> tuple[float, ...]:
         values = self.values.get(key)
@@ -147,9 +153,9 @@ def read_config(folder: Path) -> Config:
         context=context,
         original_context=rope.count("original_max_position_embeddings"),
         rotary_dimensions=rotary,
-        rope_theta=rope.number("rope_theta"),
+        rope_theta=rope.between("rope_theta", 1, 1e12),
         long_rope=_long_rope(rope, rotary),
-        rms_epsilon=fields.number("rms_norm_eps"),
+        rms_epsilon=fields.between("rms_norm_eps", 1e-20, 0.999),
         sliding_window=0 if values.get("sliding_window") is None else fields.count("sliding_window"),
         tied=values.get("tie_word_embeddings", False) is True,
         special_ids=_special_ids(values),
@@ -170,6 +176,8 @@ def _refuse_others(values: dict[str, Any]) -> None:
     if name != ARCHITECTURE or values.get("model_type") != "phi3":
         kind = printable(str(values.get("model_type")))
         raise FormatError(f"This is not a Phi-4: architecture `{name}`, model type `{kind}`", hint=_OFFICIAL)
+    if not isinstance(values.get("_name_or_path", ""), str | None):
+        raise FormatError("`config.json`: `_name_or_path` is not text", hint=_OFFICIAL)
     if values.get("quantization_config") is not None:
         raise FormatError("These weights are already quantized", hint=_OFFICIAL)
 
@@ -213,5 +221,7 @@ def _check_shape(config: Config, fields: _Fields) -> None:
         raise fields.fail("num_key_value_heads", f"{config.kv_heads} does not divide {config.heads} heads")
     if config.rotary_dimensions % 2 or not 0 < config.rotary_dimensions <= config.head_size:
         raise fields.fail("partial_rotary_factor", f"gives {config.rotary_dimensions} of {config.head_size} dimensions")
+    if config.long_rope and config.original_context < 2:
+        raise fields.fail("original_max_position_embeddings", "is 1; longrope needs more")
     if config.original_context > config.context:
         raise fields.fail("original_max_position_embeddings", f"is above the context of {config.context}")

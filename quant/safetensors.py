@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -20,7 +21,7 @@ from phi4local.errors import FormatError, NotFound
 from phi4local.files import read_bounded
 from phi4local.printing import printable
 
-HEADER_LIMIT_BYTES = 16_000_000  # the format allows 100 MB; 243 tensors need 40 kB
+HEADER_LIMIT_BYTES = 2_000_000  # the format allows 100 MB; 243 tensors need 40 kB
 INDEX_LIMIT_BYTES = 16_000_000
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -31,6 +32,7 @@ _OTHER_ITEM_BYTES = {
 }  # fmt: skip
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _DIMENSION_LIMIT = 1 << 40
+_JSON_ITEM_LIMIT = 4_000_000  # the longest tokenizer.json of the family has 1.1 million
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def _compare_with_index(weight_map: dict[str, str], shards: tuple[Shard, ...]) -
 def read_shard(path: Path) -> Shard:
     """One file's header, every range checked against the file's size (NotFound, FormatError)."""
     try:
-        size_bytes = path.stat().st_size
+        size_bytes = _file_size(path)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size_bytes < 8 or length > min(size_bytes - 8, HEADER_LIMIT_BYTES):
@@ -133,6 +135,13 @@ def read_shard(path: Path) -> Shard:
     records.sort(key=lambda record: (record.offset, record.size_bytes))
     _check_coverage(records, 8 + length, size_bytes, path)
     return Shard(path, size_bytes, 8 + length, tuple(records))
+
+
+def _file_size(path: Path) -> int:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        raise FormatError(f"`{path}` is not a file", hint="Download it again")
+    return status.st_size
 
 
 def _record(name: str, entry: Any, data_offset: int, path: Path) -> Record:
@@ -174,14 +183,23 @@ def _check_coverage(records: list[Record], data_offset: int, size_bytes: int, pa
         raise FormatError(f"`{path.name}` has {size_bytes - position} bytes that its header does not describe")
 
 
+_AGAIN = "Download it again from the official repository"
+
+
 def parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object without repeated keys (FormatError)."""
+    """A JSON object without repeated keys and without half characters (FormatError)."""
+    if sum(map(data.count, (b"[", b"{", b","))) > _JSON_ITEM_LIMIT:  # small values cost far more memory than text
+        raise FormatError(f"`{path.name}` holds more values than any such file needs", hint=_AGAIN)
     try:
-        value = json.loads(data, object_pairs_hook=_unique_keys)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys)
+        if b"\\ud" in data.lower():  # half of a surrogate pair is valid JSON, but no text
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise FormatError(f"`{path.name}` holds half of a surrogate pair", hint=_AGAIN) from None
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"`{path.name}` is not valid JSON: {printable(str(error))[:120]}") from None
+        raise FormatError(f"`{path.name}` is not valid JSON: {printable(str(error))[:120]}", hint=_AGAIN) from None
     if not isinstance(value, dict):
-        raise FormatError(f"`{path.name}` is not a JSON object")
+        raise FormatError(f"`{path.name}` is not a JSON object", hint=_AGAIN)
     return value
 
 

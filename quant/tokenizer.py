@@ -16,7 +16,7 @@ from phi4local.printing import printable
 from quant.config import Config
 from quant.safetensors import parse_json
 
-TOKENIZER_LIMIT_BYTES = 100_000_000
+TOKENIZER_LIMIT_BYTES = 32_000_000  # the mini line's, the longest, has 16 MB
 CONFIG_LIMIT_BYTES = 10_000_000
 TEMPLATE_LIMIT_BYTES = 1_000_000
 
@@ -62,6 +62,9 @@ def read_tokenizer(folder: Path, config: Config) -> Tokenizer:
         raise NotFound(f"No `tokenizer.json` in `{folder}`", hint="Download all files of the official repository")
     main = parse_json(read_bounded(path, TOKENIZER_LIMIT_BYTES), path)
     extra = _optional_json(folder / "tokenizer_config.json")
+    for name in ("chat_template.jinja", "chat_template.json"):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise FormatError(f"`{folder / name}` is not a file", hint=_TEMPLATE)
     model = main.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         raise FormatError("`tokenizer.json` does not hold a byte-level BPE, which every Phi-4 has", hint=_OFFICIAL)
@@ -89,13 +92,21 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 def _pre_tokenizer(value: Any) -> str:
     """llama.cpp's name of the pattern that splits text before BPE."""
-    steps = value.get("pretokenizers", [value]) if isinstance(value, dict) else []
-    patterns = [step["pattern"].get("Regex") for step in steps if isinstance(step, dict) and _has_pattern(step)]
+    steps = _steps(value, "pretokenizers")
+    patterns = [str(step["pattern"].get("Regex")) for step in steps if _has_pattern(step)]
     for pattern in patterns:
         if pattern in PRE_TOKENIZERS:
             return PRE_TOKENIZERS[pattern]
-    found = f"`{printable(str(patterns[0]))[:60]}...`" if patterns else "none"
+    found = f"`{printable(patterns[0])[:60]}...`" if patterns else "none"
     raise FormatError(f"`tokenizer.json` splits text by a pattern that no Phi-4 has ({found})", hint=_OFFICIAL)
+
+
+def _steps(value: Any, key: str) -> list[dict[str, Any]]:
+    """The steps of a sequence, or the one step that stands in its place."""
+    steps = value.get(key, [value]) if isinstance(value, dict) else []
+    if not isinstance(steps, list):
+        raise FormatError(f"`tokenizer.json`: `{key}` is not a list", hint=_OFFICIAL)
+    return [step for step in steps if isinstance(step, dict)]
 
 
 def _has_pattern(step: dict[str, Any]) -> bool:
@@ -135,6 +146,8 @@ def _tokens(vocab: Any, added: dict[str, dict[str, Any]], size: int) -> tuple[tu
         tokens[token_id], types[token_id] = text, NORMAL
     for text, entry in added.items():
         types[entry["id"]] = CONTROL if entry.get("special") is True or _looks_special(text) else USER_DEFINED
+    if len(set(tokens)) != size:
+        raise FormatError("`tokenizer.json` has one token under two ids", hint=_OFFICIAL)
     return tuple(tokens), tuple(types)
 
 
@@ -177,11 +190,13 @@ def _special_ids(extra: dict[str, Any], ids: dict[str, int], config: Config) -> 
 
 def _add_flags(post_processor: Any, extra: dict[str, Any]) -> dict[str, bool]:
     """Whether a beginning or an end is added to every text: a byte-level post-processor adds neither."""
-    steps = post_processor.get("processors", [post_processor]) if isinstance(post_processor, dict) else []
-    plain = any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)
+    plain = any(step.get("type") == "ByteLevel" for step in _steps(post_processor, "processors"))
     flags = {"bos": False, "eos": False} if plain else {}
     said = {kind: extra.get(f"add_{kind}_token") for kind in _SPECIAL_KINDS}
     return flags | {kind: flag for kind, flag in said.items() if isinstance(flag, bool)}
+
+
+_TEMPLATE = "Take it from the official repository"
 
 
 def _chat_template(folder: Path, extra: dict[str, Any]) -> str | None:
@@ -192,9 +207,12 @@ def _chat_template(folder: Path, extra: dict[str, Any]) -> str | None:
         template = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
     if template is None and (folder / "chat_template.jinja").exists():
         data = read_bounded(folder / "chat_template.jinja", TEMPLATE_LIMIT_BYTES)
-        template = data.decode("utf-8", errors="replace")
+        try:
+            template = data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise FormatError("`chat_template.jinja` is not UTF-8", hint=_TEMPLATE) from None
     if template is None:
         template = _optional_json(folder / "chat_template.json").get("chat_template")
     if template is not None and not isinstance(template, str):
-        raise FormatError("The chat template is not text", hint="Take it from the official repository")
+        raise FormatError("The chat template is not text", hint=_TEMPLATE)
     return template

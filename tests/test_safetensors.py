@@ -71,10 +71,10 @@ def test_handmade_headers_are_refused(case: str, tmp_path: Path) -> None:
     assert all(c.isprintable() for c in caught.value.message)
 
 
-@pytest.mark.parametrize("length", [1 << 20, 1 << 62, (1 << 64) - 1, 16_000_001])
+@pytest.mark.parametrize("length", [1 << 20, 1 << 62, (1 << 64) - 1, 2_000_001])
 def test_header_lengths_that_lie(length: int, tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors", b"{}", length=length)
-    if length == 16_000_001:
+    if length == 2_000_001:
         with path.open("r+b") as file:
             file.truncate(1 << 30)
     tracemalloc.start()
