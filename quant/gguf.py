@@ -137,11 +137,9 @@ class _Cursor:
 def read_header(path: Path) -> Header:
     """Keys and tensor table of a GGUF, every count and range checked (NotFound, FormatError)."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise FormatError("it is not a file", hint="Point at a .gguf file")
+        size_bytes = _file_size(path)
         with path.open("rb", buffering=1 << 20) as file:
-            return _read(_Cursor(file, status.st_size))
+            return _read(_Cursor(file, size_bytes))
     except FileNotFoundError:
         raise NotFound(f"No file `{path}`") from None
     except OSError as error:
@@ -149,6 +147,13 @@ def read_header(path: Path) -> Header:
     except FormatError as error:
         hint = error.hint or "Get the file again"
         raise FormatError(f"`{path.name}` is not a sound GGUF: {error.message}", hint=hint) from None
+
+
+def _file_size(path: Path) -> int:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        raise FormatError("it is not a file", hint="Point at a .gguf file")
+    return status.st_size
 
 
 def _read(cursor: _Cursor) -> Header:
@@ -218,17 +223,26 @@ def align(position: int, alignment: int = DEFAULT_ALIGNMENT) -> int:
     return -(-position // alignment) * alignment
 
 
+# What the `gguf` package raises, or lets Python raise, for a value that it cannot write.
+_REFUSALS = (struct.error, TypeError, ValueError, AttributeError, ArithmeticError, LookupError, AssertionError)
+_OFFICIAL = "Take README.md and the .json files from the official repository"
+
+
 def header_bytes(architecture: str, fill: Callable[[gguf_package.GGUFWriter], None]) -> bytes:
-    """A header as the `gguf` package writes it, padded to the alignment; `fill` adds its keys and tensors."""
+    """A header as the `gguf` package writes it, padded; `fill` adds its keys and tensors (FormatError)."""
     import gguf
 
     with tempfile.TemporaryDirectory(prefix="phi4local-") as folder:
         path = Path(folder) / "header"
         writer = gguf.GGUFWriter(path, architecture)
-        fill(writer)
-        writer.write_header_to_file(path)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
+        try:
+            fill(writer)
+            writer.write_header_to_file(path)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        except _REFUSALS as error:
+            raise FormatError(f"A GGUF cannot hold these keys: {printable(str(error))}", hint=_OFFICIAL) from None
+        finally:
+            writer.close()
         data = path.read_bytes()
     return data.ljust(align(len(data)), b"\0")

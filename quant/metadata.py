@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phi4local.errors import FormatError
-from phi4local.files import read_bounded
+from quant.card import check_generation, load_card
 from quant.config import Config
 from quant.repair import Repair
 from quant.tokenizer import Tokenizer
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     import gguf
 
 ARCHITECTURE = "phi3"
-_CARD_LIMIT_BYTES = 10_000_000
 # llama.cpp treats a model so named as a Phi-3 and looks for tokens that a Phi-4 does not have (llama-vocab.cpp).
 _MISREAD_NAMES = ("phi-3", "phi3")
 
@@ -60,15 +58,9 @@ def read_card(folder: Path, parameters: int) -> tuple[Any, tuple[Repair, ...]]:
     A name that llama.cpp would take for a Phi-3's is changed, and that is told as a repair.
     """
     import gguf
-    import yaml
 
-    for name in ("README.md", "generation_config.json"):
-        if (folder / name).exists():
-            read_bounded(folder / name, _CARD_LIMIT_BYTES)
-    try:
-        card = gguf.Metadata.load(None, folder.resolve(), None, parameters)
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError, yaml.YAMLError) as error:
-        raise FormatError(f"The model card in README.md cannot be read: {type(error).__name__}") from None
+    check_generation(folder)
+    card = load_card(folder, parameters)
     card.name = card.name or folder.resolve().name
     if card.size_label is None:
         card.size_label = gguf.size_label(parameters, parameters, 0, 0)
