@@ -71,6 +71,8 @@ def writing_to(folder: Path, needed_bytes: int) -> Iterator[None]:
 def read_bounded(path: Path, limit_bytes: int) -> bytes:
     """The whole of a small file; a file larger than `limit_bytes` is refused before it is read (FormatError)."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise FormatError(f"`{path}` is not a file")
         with path.open("rb") as file:
             data = file.read(limit_bytes + 1)
     except (FileNotFoundError, NotADirectoryError):

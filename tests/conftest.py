@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,12 +23,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Phi-4-shaped checkpoint of the first release, two shards, random weights. Not to be changed."""
-    yield write_checkpoint(tmp_path_factory.mktemp("tiny") / "phi-4-tiny", shapes.PHI4_RELEASE_TINY)
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "phi-4-tiny", shapes.PHI4_RELEASE_TINY)
 
 
 @pytest.fixture(scope="session")
-def mini(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mini-shaped checkpoint: longrope, partial rotary, tied. Not to be changed."""
-    yield write_checkpoint(tmp_path_factory.mktemp("mini") / "phi-4-mini-tiny", shapes.MINI_TINY)
+    return write_checkpoint(tmp_path_factory.mktemp("mini") / "phi-4-mini-tiny", shapes.MINI_TINY)

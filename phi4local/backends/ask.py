@@ -41,9 +41,7 @@ def engine_build() -> EngineBuild:
 def _ask(*question: str) -> Any:
     command = [*python_module("phi4local.backends.ask"), *question]
     try:
-        child = subprocess.run(
-            command, capture_output=True, timeout=_DEADLINE_SECONDS, check=False, env=environment()
-        )
+        child = subprocess.run(command, capture_output=True, timeout=_DEADLINE_SECONDS, check=False, env=environment())
         if child.returncode == 0:
             return json.loads(child.stdout)
     except (subprocess.TimeoutExpired, ValueError):
