@@ -11,6 +11,7 @@ from phi4local.engine import Chunk, Finish, GenerationOptions, Session
 from phi4local.errors import Phi4LocalError
 from phi4local.printing import printable, printable_lines
 from phi4local.units import duration
+from ui.interrupts import cancelling, on_interrupt
 
 _HELP = "Type a question and press Enter. /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer.\n"
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
@@ -25,6 +26,7 @@ class Lines:
         self.system = system
         self.dim = dim
         self.messages = self._beginning()
+        self._at_prompt = False
 
     def _beginning(self) -> list[Message]:
         return [Message("system", self.system)] if self.system else []
@@ -32,21 +34,32 @@ class Lines:
     def run(self) -> None:
         """Ask and answer until the input ends."""
         sys.stderr.write(_HELP)
-        while (line := self._read()) is not None:
-            question = line.strip()
-            if question == "/exit":
-                return
-            if question == "/new":
-                self.messages = self._beginning()
-            elif question.startswith("/"):
-                sys.stderr.write(_HELP)
-            elif question:
-                self._ask(question)
+        with on_interrupt(self._interrupted):
+            while (line := self._read()) is not None:
+                question = line.strip()
+                if question == "/exit":
+                    return
+                if question == "/new":
+                    self.messages = self._beginning()
+                elif question.startswith("/"):
+                    sys.stderr.write(_HELP)
+                elif question:
+                    self._ask(question)
+
+    def _interrupted(self) -> None:
+        """Ctrl-C outside an answer: it means something at the prompt only."""
+        if self._at_prompt:
+            self._at_prompt = False
+            raise KeyboardInterrupt
 
     def _read(self) -> str | None:
         """The next line; None at the end of the input, nothing after Ctrl-C."""
         try:
-            return input(">>> ")
+            try:
+                self._at_prompt = True
+                return input(">>> ")
+            finally:
+                self._at_prompt = False
         except EOFError:
             sys.stderr.write("\n")
             return None
@@ -55,32 +68,32 @@ class Lines:
             return ""
 
     def _ask(self, question: str) -> None:
-        """One turn; a question whose answer failed is taken back, so that it can be asked again."""
+        """One turn; a question that got no word of an answer is taken back, so that it can be asked again."""
         self.messages.append(Message("user", question))
+        chunks: list[Chunk] = []
+        error: Phi4LocalError | None = None
         try:
-            text = self._answer(self.session.stream(self.messages, self.options))
-        except Phi4LocalError as error:
+            with cancelling(self.session):
+                self._answer(self.session.stream(self.messages, self.options), chunks)
+        except Phi4LocalError as caught:
+            error = caught
+        text = "".join(chunk.text for chunk in chunks if chunk.kind == "answer")
+        if text or not error:
+            self.messages.append(Message("assistant", text))
+        else:
             self.messages.pop()
-            sys.stderr.write(f"error: {printable(error.message)}\nhint: {printable(error.hint)}\n")
-            return
-        self.messages.append(Message("assistant", text))
+        if error:
+            _complain(error, incomplete=bool(chunks))
 
-    def _answer(self, stream: Generator[Chunk | Finish]) -> str:
-        """Print an answer as it comes; Ctrl-C stops it and keeps what is there."""
-        parts: list[str] = []
+    def _answer(self, stream: Generator[Chunk | Finish], chunks: list[Chunk]) -> None:
+        """Print an answer as it comes, and keep what was printed."""
         with contextlib.closing(stream):
-            try:
-                for item in stream:
-                    if isinstance(item, Finish):
-                        self._foot(item)
-                    else:
-                        self._show(item)
-                        if item.kind == "answer":
-                            parts.append(item.text)
-            except KeyboardInterrupt:
-                sys.stdout.write("\n")
-                sys.stderr.write("stopped\n")
-        return "".join(parts)
+            for item in stream:
+                if isinstance(item, Finish):
+                    self._foot(item)
+                else:
+                    chunks.append(item)
+                    self._show(item)
 
     def _show(self, chunk: Chunk) -> None:
         text = printable_lines(chunk.text)
@@ -91,9 +104,27 @@ class Lines:
 
     def _foot(self, finish: Finish) -> None:
         stats = finish.stats
-        sys.stdout.write("\n")
+        _end_line()
+        if finish.reason == "cancelled":
+            sys.stderr.write("stopped\n")
+            return
         cut = ", cut off: the context or the limit is reached" if finish.reason == "length" else ""
         sys.stderr.write(
             f"[{stats.generation_tokens} tokens, {stats.generation_tps:.1f} per second, "
             f"first after {duration(stats.ttft_seconds)}{cut}]\n"
         )
+
+
+def _complain(error: Phi4LocalError, *, incomplete: bool) -> None:
+    if incomplete:
+        _end_line()
+    sys.stderr.write(f"error: {printable(error.message)}\n")
+    if incomplete:
+        sys.stderr.write("the answer is incomplete\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {printable(error.hint)}\n")
+
+
+def _end_line() -> None:
+    sys.stdout.write("\n")
+    sys.stdout.flush()

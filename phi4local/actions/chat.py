@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def open_model(name: str | None, *, context_tokens: int | None = None) -> Opened
 
 
 def _locate(name: str | None) -> tuple[Path, Build | None]:
-    if name and (name.endswith(".gguf") or "/" in name or Path(name).exists()):
+    if name and (name.endswith(".gguf") or "/" in name):
         return _file(Path(name)), None
     build = _newest(name)
     return build.path, build
@@ -49,15 +50,27 @@ def _newest(name: str | None) -> Build:
     if here:
         return max(here, key=lambda build: build.manifest.created)
     if name is not None:
-        return find(name)
+        return _find(name)
     raise NotFound("No model is here yet", hint="`phi4local demo` makes a tiny one, `phi4local quantize` a real one")
 
 
+def _find(name: str) -> Build:
+    """A build by name; a folder of that name is only a hint, because the store's names come first."""
+    try:
+        return find(name)
+    except NotFound as error:
+        if os.path.isdir(name):  # noqa: PTH112  unlike Path.is_dir, never raises for what cannot be a path
+            raise NotFound(
+                error.message, hint=f"`phi4local quantize ./{name} --to Q4_K_M` builds that folder"
+            ) from None
+        raise
+
+
 def _file(path: Path) -> Path:
-    if not path.exists():
-        raise NotFound(f"No file `{path}`", hint="Give a .gguf file, or a name from `phi4local list`")
     if path.is_dir():
         raise UsageError(f"`{path}` is a folder", hint=f"`phi4local quantize {path} --to Q4_K_M` makes a build of it")
+    if not path.is_file():
+        raise NotFound(f"No file `{path}`", hint="Give a .gguf file, or a name from `phi4local list`")
     return path
 
 

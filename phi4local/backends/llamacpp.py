@@ -67,7 +67,8 @@ class LlamaCppEngine:
         self._crash = ""  # what safe mode was entered for in this process, once it has proved itself
         self._fresh_crash: WorkerDied | None = None  # safe mode was entered for it and has not proved itself yet
         self._worker: Worker | None = None
-        self._turn = _Turn()
+        self._turn = threading.Lock()
+        self._speaker = 0  # the thread that has the turn
         self._answers = 0
         self._closed = False
         self._load()
@@ -94,26 +95,37 @@ class LlamaCppEngine:
     def cancel(self, answer: Answer) -> None:
         """From any thread: end this answer, also when it has not begun."""
         answer.cancelled = True
-        if answer.number and not answer.finished and self._worker is not None:
+        worker = self._worker
+        if answer.number and not answer.finished and worker is not None:
             with contextlib.suppress(WorkerDied):
-                self._worker.send({"op": "cancel", "id": answer.number})
+                worker.send({"op": "cancel", "id": answer.number})
+            answer.end_by(self._host.deadlines.cancel_seconds, worker)
 
     def answer(
         self, messages: Sequence[Message], options: GenerationOptions, answer: Answer
     ) -> Generator[Chunk | Finish]:
         """Give one answer, with what it takes to get over a crash."""
         request = {"op": "answer", "messages": [asdict(message) for message in messages], "options": asdict(options)}
-        with self._turn.taken():
-            recoveries = 0
-            while True:
-                try:
-                    yield from self._attempt(request, answer)
-                except WorkerDied as death:
-                    if answer.began or recoveries == 2 or not self._recover(death, first=not recoveries):
-                        raise self._failure(death) from None
-                    recoveries += 1
-                else:
-                    return
+        if self._turn.locked() and self._speaker == threading.get_ident():  # it would wait for itself
+            raise UsageError("The engine is still giving another answer", hint="Read it to its end, or close it")
+        with self._turn:
+            self._speaker = threading.get_ident()
+            try:
+                yield from self._attempts(request, answer)
+            finally:
+                self._speaker = 0
+
+    def _attempts(self, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
+        recoveries = 0
+        while True:
+            try:
+                yield from self._attempt(request, answer)
+            except WorkerDied as death:
+                if answer.began or recoveries == 2 or not self._recover(death, first=not recoveries):
+                    raise self._failure(death) from None
+                recoveries += 1
+            else:
+                return
 
     def _attempt(self, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
         worker = self._running()
@@ -173,6 +185,7 @@ class LlamaCppEngine:
             worker.send({"op": "cancel", "id": answer.number})
             while not _ends(worker.receive()):
                 pass
+            answer.finished = True
 
     def _recover(self, death: WorkerDied, *, first: bool) -> bool:
         """Whether to ask again, and with which settings; nothing of the answer has been handed out yet."""
@@ -203,11 +216,12 @@ class LlamaCppEngine:
                 f"The chat template of `{self._path.name}` did not come to an end",
                 hint="Get another build of the model",
             )
+        again = _DAMAGED if death.phase == "load" else _AGAIN
         if death.overdue:
-            return BackendError(f"The engine did not {_DUTIES[death.phase]} in time and was ended", hint=_AGAIN)
+            return BackendError(f"The engine did not {_DUTIES[death.phase]} in time and was ended", hint=again)
         said = f": {_printable(death.last_line)}" if death.explained and death.last_line else ""
         failed_to_run = death.explained and not death.crashed
-        hint = _REINSTALL if failed_to_run else _HINTS.get(death.cause, _AGAIN)
+        hint = _REINSTALL if failed_to_run else _HINTS.get(death.cause, again)
         return BackendError(f"The engine's process ended with {death.cause}{said}", hint=hint)
 
     def _crash_notes(self) -> Iterator[str]:
@@ -257,6 +271,17 @@ class Answer:
         self._first_seconds = 0.0
         self._splitter = ThinkSplitter()
 
+    def end_by(self, seconds: float, worker: Worker) -> None:
+        """End the worker when this answer, cancelled by now, has not ended after so many seconds."""
+
+        def end() -> None:
+            if not self.finished:
+                worker.end_overdue()
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
+
     def rendered(self, event: Any) -> None:
         """The template has run; it may have begun the thinking itself (the worker's own errors)."""
         self.finished = _ends(event)
@@ -289,28 +314,12 @@ class Answer:
         )
 
 
-class _Turn:
-    """A lock for one answer at a time; a thread that would wait for itself is told so instead."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holder = 0
-
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        if not self._lock.acquire(blocking=self._holder != threading.get_ident()):
-            raise UsageError("The engine is still giving another answer", hint="Read it to its end, or close it")
-        self._holder = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._holder = 0
-            self._lock.release()
-
-
 _DUTIES = {"start": "start", "load": "load the model", "cancel": "stop", "work": "answer"}
 _AGAIN = "Ask again: the engine starts anew by itself"
-_REINSTALL = "Reinstall the engine: pip install --force-reinstall llama-cpp-python"
+_REINSTALL = "Reinstall the engine: pip install --force-reinstall llama-cpp-python==0.3.36"
+_DAMAGED = (
+    "The file may be damaged (`phi4local verify` checks builds), or this machine needs another build of the model"
+)
 _HINTS = {"SIGKILL": "Perhaps memory ran out: choose a smaller build or a smaller `--context`"}
 
 

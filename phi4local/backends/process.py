@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,17 +58,17 @@ class Worker:
     def __init__(self, command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None) -> None:
         self.phase = "start"
         self._ended_for = ""
-        self._log = log
-        with _open_log(log) as errors:
-            self._log_start = errors.tell()
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={**(variables or {}), **_environment()},
-                **_own_group(),
-            )
+        self._log = _open_log(log)
+        weakref.finalize(self, self._log.close)
+        self._log_start = self._log.seek(0, os.SEEK_END)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**(variables or {}), **environment()},
+            **_own_group(),
+        )
         self.stop = weakref.finalize(self, _end, self._process)
 
     @property
@@ -98,14 +99,18 @@ class Worker:
     def deadline(self, phase: str, seconds: float) -> Iterator[None]:
         """While the block runs the process is in `phase`; it is ended when that takes longer."""
         self.phase = phase
-        timer = threading.Timer(seconds, self._end, (_OVERDUE,))
+        timer = threading.Timer(seconds, self.end_overdue)
         timer.daemon = True
-        timer.start()
         try:
+            timer.start()
             yield
         finally:
             timer.cancel()
             self.phase = "work"
+
+    def end_overdue(self) -> None:
+        """End the process because it took too long, from any thread."""
+        self._end(_OVERDUE)
 
     def _end(self, why: str) -> None:
         if self.alive:
@@ -118,24 +123,25 @@ class Worker:
 
     def _last_line(self) -> str:
         """The last thing that the process said, without the folder of the source file that it names."""
-        with self._log.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(min(end, max(self._log_start, end - _LOG_TAIL_BYTES)))
-            lines = file.read().decode(errors="replace").strip().splitlines()
+        end = self._log.seek(0, os.SEEK_END)
+        self._log.seek(min(end, max(self._log_start, end - _LOG_TAIL_BYTES)))
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
         return re.sub(r"^\S*/(?=[\w.-]+:\d+: )", "", lines[-1].strip()) if lines else ""
 
 
 def _open_log(path: Path) -> Any:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    full = path.exists() and path.stat().st_size > _LOG_BYTES
-    file = path.open("ab")
-    if full:
+    """The log, unbuffered; a nameless file in its place where it cannot be written (a read-only disk)."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b", buffering=0)
+    except OSError:
+        return tempfile.TemporaryFile(buffering=0)
+    if file.seek(0, os.SEEK_END) > _LOG_BYTES:
         file.truncate(0)
-        file.seek(0)
     return file
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The worker finds this very package, installed or not."""
     installed = str(_PACKAGES) in sysconfig.get_paths().values()
     paths = ["" if installed else str(_PACKAGES), os.environ.get("PYTHONPATH", "")]

@@ -5,18 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import os
+import select
+import stat
 import sys
 
 from phi4local.actions.chat import Opened, open_model
 from phi4local.cli import output
 from phi4local.conversation import Message
-from phi4local.engine import Chunk, Finish, GenerationOptions
-from phi4local.errors import UsageError
+from phi4local.engine import Chunk, Finish, GenerationOptions, Stats
+from phi4local.errors import Phi4LocalError, UsageError
 from phi4local.printing import printable_lines
+from ui.interrupts import cancelling
 from ui.lines import Lines
 
 _INPUT_LIMIT = 16_000_000
+_SILENCE_SECONDS = 0.2  # how long a pipe beside `-p` may say nothing before it counts as empty
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer one prompt, or converse."""
-    prompt = args.prompt if args.prompt is not None else _piped_input()
+    prompt = _joined(args.prompt, _piped_input(wait=args.prompt is None))
     if args.json and prompt is None:
         raise UsageError("--json needs a prompt", hint='phi4local chat -p "What is 2 + 2?" --json')
     if prompt is not None and not prompt.strip():
@@ -51,13 +56,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _piped_input() -> str | None:
-    if sys.stdin is None or sys.stdin.isatty():
+def _joined(prompt: str | None, piped: str | None) -> str | None:
+    """The prompt, and what was piped in as its material."""
+    return f"{prompt}\n\n{piped}" if prompt is not None and piped else piped if prompt is None else prompt
+
+
+def _piped_input(*, wait: bool) -> str | None:
+    """What a pipe or a file holds on standard input; without `wait` a pipe that stays silent is no input."""
+    if sys.stdin.isatty():
+        return None
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if not wait and not (stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and _speaks_soon())):
         return None
     data = sys.stdin.buffer.read(_INPUT_LIMIT + 1)
     if len(data) > _INPUT_LIMIT:
         raise UsageError(f"The input is larger than {_INPUT_LIMIT} bytes", hint="Give a part of it")
     return data.decode("utf-8", errors="replace")
+
+
+def _speaks_soon() -> bool:
+    return bool(select.select([sys.stdin], [], [], _SILENCE_SECONDS)[0])
 
 
 def _options(defaults: GenerationOptions, args: argparse.Namespace) -> GenerationOptions:
@@ -68,6 +86,8 @@ def _options(defaults: GenerationOptions, args: argparse.Namespace) -> Generatio
 def _converse(opened: Opened, options: GenerationOptions, system: str | None) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() its line editing and history
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a byte that is no UTF-8 must not end the chat
     info = opened.engine.info
     output.say(f"{opened.label} on {info.backend}, context {info.context_tokens} tokens")
     _say_notes(opened)
@@ -76,26 +96,38 @@ def _converse(opened: Opened, options: GenerationOptions, system: str | None) ->
 
 
 def _answer(opened: Opened, messages: list[Message], options: GenerationOptions, *, as_json: bool) -> None:
-    """Print one answer; thinking goes to stderr, so that stdout is the answer alone."""
-    text: list[str] = []
-    thinking: list[str] = []
-    finish: Finish | None = None
-    with contextlib.closing(opened.engine.open_session().stream(messages, options)) as stream:
-        for item in stream:
-            if isinstance(item, Finish):
-                finish = item
-                continue
-            (thinking if item.kind == "thinking" else text).append(item.text)
-            if not as_json:
-                _show(item)
-    assert finish is not None
+    """Print one answer; thinking goes to stderr, so that stdout is the answer alone.
+
+    An engine that fails in the middle ends the JSON with finish_reason `error`, and the program with the error.
+    """
+    said: dict[str, list[str]] = {"answer": [], "thinking": []}
+    finish, failure = Finish("error", Stats(0, 0, 0, 0.0, 0.0, 0.0)), None
+    session = opened.engine.open_session()
+    try:
+        with cancelling(session), contextlib.closing(session.stream(messages, options)) as stream:
+            for item in stream:
+                if isinstance(item, Finish):
+                    finish = item
+                    continue
+                said[item.kind].append(item.text)
+                if not as_json:
+                    _show(item)
+    except Phi4LocalError as error:
+        failure = error
+    text = "".join(said["answer"])
+    if as_json and (text or not failure):
+        facts = {"text": text, "finish_reason": finish.reason, "thinking": "".join(said["thinking"])}
+        told = {"error": failure.message} if failure else {}
+        output.emit_json(facts | dataclasses.asdict(finish.stats) | told)
+    elif text:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
     _say_notes(opened)
-    if as_json:
-        facts = {"text": "".join(text), "finish_reason": finish.reason, "thinking": "".join(thinking)}
-        output.emit_json(facts | dataclasses.asdict(finish.stats))
-        return
-    sys.stdout.write("\n")
-    if finish.reason == "length":
+    if failure:
+        raise failure
+    if finish.reason == "cancelled":
+        raise KeyboardInterrupt
+    if finish.reason == "length" and not as_json:
         output.say("The answer was cut off: the limit or the end of the context is reached")
 
 
