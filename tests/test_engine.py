@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from phi4local.backends import open_engine
+from phi4local.backends.llamacpp import Host, LlamaCppEngine
+from phi4local.backends.load_settings import LoadSettings
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Engine, Finish, GenerationOptions, Session, Stats
 from phi4local.errors import BackendError, FormatError, NotFound, UsageError
@@ -305,15 +308,12 @@ def test_a_context_that_the_model_does_not_have(tmp_path: Path, opened, context:
 
 
 @pytest.mark.parametrize("kv_type", ["q8_0", "q4_0", "f32"])
-def test_a_smaller_kv_cache(tmp_path: Path, opened, kv_type: str) -> None:
+def test_a_smaller_kv_cache(tmp_path: Path, kv_type: str) -> None:
     write_random(tmp_path / "random.gguf", Geometry(hidden=128))
-    session = opened(tmp_path / "random.gguf", kv_type=kv_type).open_session()
-    assert listen(session, ASK, GenerationOptions(max_tokens=3)).finish.reason == "length"
-
-
-def test_a_kv_cache_of_no_type(tmp_path: Path, opened) -> None:
-    with pytest.raises(UsageError, match="`q3_x`"):
-        opened(tmp_path / "random.gguf", kv_type="q3_x")
+    settings = LoadSettings(str(tmp_path / "random.gguf"), None, 1, kv_type=kv_type)
+    with contextlib.closing(LlamaCppEngine(settings, Host(tmp_path / "state"))) as engine:
+        session = engine.open_session()
+        assert listen(session, ASK, GenerationOptions(max_tokens=3)).finish.reason == "length"
 
 
 def test_files_that_cannot_be_loaded(tmp_path: Path, opened) -> None:
