@@ -294,3 +294,27 @@ def test_files_of_the_current_folder_are_not_run(tmp_path: Path) -> None:
     result = subprocess.run([program, "quantize", ".", "--to", "Q4_K_M", "--dry-run"], cwd=folder, check=False)
     assert result.returncode == 0
     assert not (tmp_path / "PWNED").exists()
+
+
+def test_piped_input_goes_with_the_prompt(nano_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "input").write_text("What is 20 + 30?")
+    alone = shell("$P chat phi4-nano -p 'Hello' --json </dev/null", tmp_path)
+    piped = shell("cat input | $P chat phi4-nano -p 'Hello' --json", tmp_path)
+    from_file = shell("$P chat phi4-nano -p 'Hello' --json < input", tmp_path)
+    silent = shell("sleep 3 | $P chat phi4-nano -p 'Hello' --json", tmp_path)
+    counts = [json.loads(result.stdout)["prompt_tokens"] for result in (alone, silent, piped, from_file)]
+    assert counts[0] == counts[1] < counts[2] == counts[3]
+
+
+def test_a_folder_does_not_hide_a_model_of_its_name(nano_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "phi4-nano").mkdir()
+    (tmp_path / "phi-4").mkdir()
+    assert shell("$P chat phi4-nano -p 'What is 20 + 30?'", tmp_path).stdout.strip().endswith("50.")
+    missing = shell("$P chat phi-4 -p hi", tmp_path)
+    assert missing.returncode == 3
+    assert "phi4local quantize ./phi-4 --to Q4_K_M" in missing.stderr
+
+
+def test_a_pipe_is_no_model(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.gguf")
+    assert shell("$P chat x.gguf -p hi", tmp_path).returncode == 3
