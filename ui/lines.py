@@ -27,6 +27,7 @@ class Lines:
         self.dim = dim
         self.messages = self._beginning()
         self._at_prompt = False
+        self._pressed = False  # Ctrl-C came after the question and before its answer was under way
 
     def _beginning(self) -> list[Message]:
         return [Message("system", self.system)] if self.system else []
@@ -47,7 +48,8 @@ class Lines:
                     self._ask(question)
 
     def _interrupted(self) -> None:
-        """Ctrl-C outside an answer: it means something at the prompt only."""
+        """Ctrl-C outside an answer: at the prompt it ends the line, behind it it is kept for the answer."""
+        self._pressed = not self._at_prompt
         if self._at_prompt:
             self._at_prompt = False
             raise KeyboardInterrupt
@@ -56,7 +58,7 @@ class Lines:
         """The next line; None at the end of the input, nothing after Ctrl-C."""
         try:
             try:
-                self._at_prompt = True
+                self._pressed, self._at_prompt = False, True
                 return input(">>> ")
             finally:
                 self._at_prompt = False
@@ -73,8 +75,11 @@ class Lines:
         chunks: list[Chunk] = []
         error: Phi4LocalError | None = None
         try:
+            stream = self.session.stream(self.messages, self.options)
             with cancelling(self.session):
-                self._answer(self.session.stream(self.messages, self.options), chunks)
+                if self._pressed:
+                    self.session.cancel()
+                self._answer(stream, chunks)
         except Phi4LocalError as caught:
             error = caught
         text = "".join(chunk.text for chunk in chunks if chunk.kind == "answer")
