@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ TIMEOUT_SECONDS = 60
 def spawn(*arguments: str | Path) -> pexpect.spawn[str]:
     """The program in a terminal of its own."""
     command = ["-m", "phi4local", *map(str, arguments)]
-    return pexpect.spawn(sys.executable, command, encoding="utf-8", timeout=TIMEOUT_SECONDS, dimensions=(24, 80))
+    return pexpect.spawn(
+        sys.executable, command, encoding="utf-8", codec_errors="replace", timeout=TIMEOUT_SECONDS, dimensions=(24, 80)
+    )
 
 
 def leave(terminal: pexpect.spawn[str], code: int) -> None:
@@ -70,6 +73,18 @@ def test_a_plain_chat(nano: str) -> None:
     terminal.expect("Ctrl-D leaves")
     terminal.sendline("What is 60 + 9?")
     terminal.expect("= 69")
+    terminal.sendline("/exit")
+    leave(terminal, 0)
+
+
+def test_a_byte_that_is_no_text_does_not_end_a_chat(nano: str) -> None:
+    terminal = spawn("chat", nano)
+    terminal.expect(">>> ")
+    os.write(terminal.child_fd, b"\xff\xfe\xc3(\n")
+    terminal.expect("tokens, .* per second")
+    terminal.expect(">>> ")
+    terminal.sendline("What is 20 + 30?")
+    terminal.expect("= 50")
     terminal.sendline("/exit")
     leave(terminal, 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,16 +61,18 @@ def _find(name: str) -> Build:
         return find(name)
     except NotFound as error:
         if os.path.isdir(name):  # noqa: PTH112  unlike Path.is_dir, never raises for what cannot be a path
-            raise NotFound(
-                error.message, hint=f"`phi4local quantize ./{name} --to Q4_K_M` builds that folder"
-            ) from None
+            raise NotFound(error.message, hint=_quantize(f"./{name}")) from None
         raise
 
 
+def _quantize(folder: str) -> str:
+    return f"`phi4local quantize {shlex.quote(folder)} --to Q4_K_M` makes a build of that folder"
+
+
 def _file(path: Path) -> Path:
-    if path.is_dir():
-        raise UsageError(f"`{path}` is a folder", hint=f"`phi4local quantize {path} --to Q4_K_M` makes a build of it")
-    if not path.is_file():
+    if os.path.isdir(path):  # noqa: PTH112  see above
+        raise UsageError(f"`{path}` is a folder", hint=_quantize(str(path)))
+    if not os.path.isfile(path):  # noqa: PTH113  nor a pipe, which would be waited for without end
         raise NotFound(f"No file `{path}`", hint="Give a .gguf file, or a name from `phi4local list`")
     return path
 

@@ -104,7 +104,7 @@ def _answer(opened: Opened, messages: list[Message], options: GenerationOptions,
     finish, failure = Finish("error", Stats(0, 0, 0, 0.0, 0.0, 0.0)), None
     session = opened.engine.open_session()
     try:
-        with cancelling(session), contextlib.closing(session.stream(messages, options)) as stream:
+        with contextlib.closing(session.stream(messages, options)) as stream, cancelling(session):
             for item in stream:
                 if isinstance(item, Finish):
                     finish = item
@@ -115,20 +115,27 @@ def _answer(opened: Opened, messages: list[Message], options: GenerationOptions,
     except Phi4LocalError as error:
         failure = error
     text = "".join(said["answer"])
-    if as_json and (text or not failure):
-        facts = {"text": text, "finish_reason": finish.reason, "thinking": "".join(said["thinking"])}
-        told = {"error": failure.message} if failure else {}
-        output.emit_json(facts | dataclasses.asdict(finish.stats) | told)
-    elif text:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+    _end(text, "".join(said["thinking"]), finish, failure, as_json=as_json)
     _say_notes(opened)
     if failure:
+        if text:
+            output.say("The answer is incomplete")
         raise failure
     if finish.reason == "cancelled":
         raise KeyboardInterrupt
     if finish.reason == "length" and not as_json:
         output.say("The answer was cut off: the limit or the end of the context is reached")
+
+
+def _end(text: str, thinking: str, finish: Finish, failure: Phi4LocalError | None, *, as_json: bool) -> None:
+    """Whole lines on stdout, before anything is said on stderr; nothing where nothing came before a failure."""
+    if as_json and (text or not failure):
+        facts = {"text": text, "finish_reason": finish.reason, "thinking": thinking}
+        told = {"error": failure.message} if failure else {}
+        output.emit_json(facts | dataclasses.asdict(finish.stats) | told)
+    elif text or not failure:
+        sys.stdout.write("\n")
+    sys.stdout.flush()
 
 
 def _show(chunk: Chunk) -> None:
