@@ -14,6 +14,8 @@ import psutil
 from hardware import cgroup, gpus, parse
 from hardware.report import Cpu, Disk, Gpu, Memory, Report
 from hardware.source import Source
+from phi4local import units
+from phi4local.printing import printable
 
 _LABELS = {
     "model": "The processor's name",
@@ -30,13 +32,16 @@ def probe(store_folder: Path, *, root: Path = Path("/")) -> Report:
     """Everything about this machine that decides what it can run; models are kept in `store_folder`."""
     source = Source(root)
     darwin = platform.system() == "Darwin"
-    sysctl = source.run("sysctl", "hw", "machdep.cpu", "iogpu") if darwin else ""
+    # it fails with 1 where one of the three is unknown (`iogpu` on an Intel Mac) and prints the others all the same
+    sysctl = source.run("sysctl", "hw", "machdep.cpu", "iogpu", trusted=(0, 1)) if darwin else ""
     cpu = _cpu(source, parse.sysctl_cpu(sysctl) if darwin else parse.cpuinfo(source.read("proc/cpuinfo")))
     memory = _memory(source, parse.sysctl_memory(sysctl) if darwin else parse.meminfo(source.read("proc/meminfo")))
-    cards = gpus.apple(source, sysctl) if darwin else gpus.nvidia(source) + gpus.amd(source)
+    cards = gpus.mac(source, sysctl) if darwin else gpus.linux(source)
     disk = _disk(source, store_folder)
     if parse.is_apple_silicon(sysctl) and platform.machine() != "arm64":
         source.note("This Python is an x86 program that macOS translates; an arm64 Python is several times faster")
+    if parse.is_wsl(source.read("proc/sys/kernel/osrelease") or source.read("proc/version")):
+        source.note("This is WSL: its memory is what `.wslconfig` in Windows grants, not all that the machine has")
     _note_unknowns(source, cpu, memory, cards)
     return Report(_os_name(darwin), platform.machine(), cpu, memory, (disk,), cards, tuple(source.notes))
 
@@ -49,10 +54,20 @@ def _cpu(source: Source, cpu: Cpu) -> Cpu:
     logical_cores = cpu.logical_cores or os.cpu_count()
     return replace(
         cpu,
+        model=printable(cpu.model) if cpu.model else None,
         physical_cores=cpu.physical_cores or _physical_cores(),
         logical_cores=logical_cores,
         usable_cores=_usable_cores(source, logical_cores),
+        performance_cores=cpu.performance_cores or _performance_cores(source),
     )
+
+
+def _performance_cores(source: Source) -> int | None:
+    """Of Intel's hybrids, which Linux lists as one kind of processor each; threads of one core name the same list."""
+    processors = parse.cpu_list(source.read("sys/devices/cpu_core/cpus"))
+    folders = [f"sys/devices/system/cpu/cpu{processor}/topology" for processor in processors]
+    cores = {source.read(f"{folder}/thread_siblings_list") for folder in folders}
+    return len(cores) if cores and "" not in cores else None
 
 
 def _physical_cores() -> int | None:
@@ -76,6 +91,8 @@ def _memory(source: Source, memory: Memory) -> Memory:
     limit_bytes, left_bytes = cgroup.memory(source)
     if limit_bytes is None or (memory.total_bytes is not None and limit_bytes >= memory.total_bytes):
         return memory
+    whole = f"this machine's {units.memory(memory.total_bytes)}" if memory.total_bytes else "this machine's memory"
+    source.note(f"A container or service may use only {units.memory(limit_bytes)} of {whole}")
     available = [size for size in (memory.available_bytes, left_bytes) if size is not None]
     return replace(memory, limit_bytes=limit_bytes, available_bytes=min(available, default=None))
 

@@ -18,6 +18,7 @@ class Cpu:
     physical_cores: int | None = None
     logical_cores: int | None = None
     usable_cores: float | None = None  # what affinity and a container's quota leave, so 1.5 is possible
+    performance_cores: int | None = None  # physical ones of the fast kind; None where all are alike or nobody tells
     features: tuple[str, ...] = ()
 
 
@@ -48,9 +49,11 @@ class Gpu:
     name: str
     total_bytes: int | None = None
     free_bytes: int | None = None
+    used_bytes: int | None = None  # by anybody; drivers keep some for themselves, so free and used may not add up
     driver: str | None = None
     compute_capability: str | None = None  # "8.9" of NVIDIA, "gfx1100" of AMD
     cores: int | None = None
+    bandwidth_bytes_per_second: int | None = None  # of its memory, as its maker states it
     unified: bool | None = None
     shared_bytes: int | None = None  # how much of the main memory its driver lets it use
     bus_id: str | None = None  # "0000:01:00.0"; card numbers differ between tools, this does not
