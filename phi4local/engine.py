@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from phi4local.conversation import Kind, Message
+from phi4local.fit import Memory, Where
+
+DEFAULT_CONTEXT_TOKENS = 8192  # or what the model was trained for, where that is less
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 ChunkKind = Kind
@@ -57,6 +60,25 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """How a model was loaded: where it went, and what that was said to take and took, by device.
+
+    Both are of a context of `context_tokens`, the one that was opened. `resident_bytes` is by how much the engine's
+    process grew, `cards_bytes` by how much the cards' free memory shrank; None: the system does not tell.
+    """
+
+    where: Where
+    gpu_layers: int
+    layers: int
+    kv_type: str
+    context_tokens: int
+    predicted: Memory
+    took: Memory
+    resident_bytes: int | None = None
+    cards_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What was loaded and how. `notes` are sentences for the user (a safe retry, a rope choice)."""
 
@@ -64,6 +86,7 @@ class EngineInfo:
     description: str
     context_tokens: int
     safe_mode: bool
+    load: Load
     notes: tuple[str, ...] = ()
 
 

@@ -13,6 +13,8 @@ Raise where the reason is known; `cli.main` alone prints. Anything outside this 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class Phi4LocalError(Exception):
     """The fact in the user's own words, and `hint`: what to do or type next."""
@@ -53,6 +55,14 @@ class InsufficientResources(Phi4LocalError):
     """Something will not fit in memory or on disk."""
 
     exit_code = 6
+
+
+class DoesNotFit(InsufficientResources):
+    """A model needs more memory than there is; `options` are arguments with which the same file would fit."""
+
+    def __init__(self, message: str, *, hint: str = "", options: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.options = tuple(options)
 
 
 class BackendError(Phi4LocalError):

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quant.card import check_generation, load_card
-from quant.config import Config
+from quant.config import Config, LongRope
+from quant.gguf import Header
 from quant.repair import Repair
 from quant.tokenizer import Tokenizer
 
@@ -34,6 +35,44 @@ def add_architecture(writer: gguf.GGUFWriter, config: Config, file_type: int) ->
     writer.add_sliding_window(config.sliding_window)
     if config.long_rope:
         writer.add_rope_scaling_attn_factors(config.attention_factor)
+
+
+def config_of(header: Header) -> Config | None:
+    """The model of a build, read back from what `add_architecture` wrote; None for another architecture.
+
+    The rope factors are not in the header: there are as many as needed, all 1.
+    """
+    if header.text("general.architecture") != ARCHITECTURE:
+        return None
+    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
+    counts = {key: header.count(f"{ARCHITECTURE}.{name}") for key, name in _COUNTS.items()}
+    theta, epsilon = (header.metadata.get(f"{ARCHITECTURE}.{name}") for name in _NUMBERS)
+    embedding, factors = shapes.get("token_embd.weight"), shapes.get("rope_factors_long.weight")
+    if None in counts.values() or embedding is None or not isinstance(theta, float) or not isinstance(epsilon, float):
+        return None
+    return Config(
+        **{key: count for key, count in counts.items() if count is not None},
+        vocabulary=embedding[-1],
+        rope_theta=theta,
+        rms_epsilon=epsilon,
+        long_rope=LongRope((1.0,) * factors[0], (1.0,) * factors[0]) if factors else None,
+        sliding_window=header.count(f"{ARCHITECTURE}.attention.sliding_window") or 0,
+        tied="output.weight" not in shapes,
+        special_ids={},
+    )
+
+
+_COUNTS = {
+    "hidden": "embedding_length",
+    "intermediate": "feed_forward_length",
+    "layers": "block_count",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "context": "context_length",
+    "original_context": "rope.scaling.original_context_length",
+    "rotary_dimensions": "rope.dimension_count",
+}
+_NUMBERS = ("rope.freq_base", "attention.layer_norm_rms_epsilon")
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:

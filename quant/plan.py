@@ -20,7 +20,7 @@ from quant.metadata import ARCHITECTURE, add_architecture, add_tokenizer, read_c
 from quant.names import weights
 from quant.repair import Repair
 from quant.safetensors import Record
-from quant.skeleton import add_tensor, stored_bytes, tensor_shapes, write_skeleton
+from quant.skeleton import add_tensor, source_types, stored_bytes, tensor_shapes, write_skeleton
 from quant.source import Source
 
 if TYPE_CHECKING:
@@ -102,11 +102,11 @@ def make_plan(source: Source, build: str, ask_types: AskTypes) -> Plan:
 
 def _tensor_types(config: Config, build: str, ask_types: AskTypes) -> dict[str, TensorType]:
     shapes = tensor_shapes(config)
-    if build == "BF16":  # what the source already is; vectors are kept in float32
-        return {name: TYPES["BF16" if len(shape) == 2 else "F32"] for name, shape in shapes.items()}
+    if build == "BF16":  # what the source already is
+        return source_types(shapes)
     with tempfile.TemporaryDirectory(prefix="phi4local-") as folder:
         skeleton = Path(folder) / "skeleton.gguf"
-        write_skeleton(skeleton, config)
+        write_skeleton(skeleton, config, "BF16", source_types(shapes))
         answers = ask_types(skeleton, BUILDS[build])
     if answers.keys() != shapes.keys() or not all(answer in TYPES for answer in answers.values()):
         raise BackendError("The engine's dry run did not name a known type for every tensor", hint=_REINSTALL)

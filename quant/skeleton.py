@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import gguf
 
 Shapes = dict[str, tuple[int, ...]]
+Types = dict[str, TensorType]
 
 
 def tensor_shapes(config: Config) -> Shapes:
@@ -47,19 +48,29 @@ def add_tensor(writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], tenso
     writer.add_tensor_info(name, shape, np.dtype(np.float32), stored_bytes(shape, tensor_type), raw_dtype=kind)
 
 
-def write_skeleton(path: Path, config: Config) -> None:
-    """Write the bf16 skeleton of a model to `path`."""
-    types = {name: TYPES["BF16" if len(shape) == 2 else "F32"] for name, shape in tensor_shapes(config).items()}
+def source_types(shapes: Shapes) -> Types:
+    """The types of the BF16 build: matrices as they are published, vectors in float32."""
+    return {name: TYPES["BF16" if len(shape) == 2 else "F32"] for name, shape in shapes.items()}
+
+
+def tensor_bytes(shapes: Shapes, types: Types) -> int:
+    """Bytes of all tensors of a build, padding included: the file without its header."""
+    return sum(align(stored_bytes(shape, types[name])) for name, shape in shapes.items())
+
+
+def write_skeleton(path: Path, config: Config, build: str, types: Types) -> None:
+    """Write the skeleton of a build to `path`; `types` names every tensor's."""
+    shapes = tensor_shapes(config)
 
     def fill(writer: gguf.GGUFWriter) -> None:
-        add_architecture(writer, config, BUILDS["BF16"])
+        add_architecture(writer, config, BUILDS[build])
         writer.add_tokenizer_model("no_vocab")
         writer.add_vocab_size(config.vocabulary)
-        for name, shape in tensor_shapes(config).items():
+        for name, shape in shapes.items():
             add_tensor(writer, name, shape, types[name])
 
     header = header_bytes(ARCHITECTURE, fill)
-    size = sum(align(stored_bytes(shape, types[name])) for name, shape in tensor_shapes(config).items())
+    size = tensor_bytes(shapes, types)
     with writing_to(path.parent, len(header) + size), path.open("wb") as file:
         file.write(header)
         file.truncate(len(header) + size)

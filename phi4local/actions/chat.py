@@ -29,8 +29,11 @@ class Opened:
     options: GenerationOptions
 
 
-def open_model(name: str | None, *, context_tokens: int | None = None) -> Opened:
-    """Load a build of the store, or the GGUF at a path (NotFound, UsageError, FormatError, BackendError)."""
+def open_model(name: str | None, *, context_tokens: int | None = None, kv_type: str = "f16") -> Opened:
+    """Load a build of the store, or the GGUF at a path.
+
+    (NotFound, UsageError, FormatError, BackendError; DoesNotFit with the command that would work)
+    """
     path, build = _locate(name)
     header = read_model_header(path)
     _check_size(path, build)

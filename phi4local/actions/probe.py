@@ -44,10 +44,15 @@ def look() -> Machine:
         engine = engine_build()
     except BackendError as error:
         return Machine(report, None, (Missing(error.message, error.hint),))
-    unused = [gpu for gpu in report.gpus if not engine.supports_gpu]
-    missing = [
+    return Machine(report, engine, missing(report, engine))
+
+
+def missing(report: Report, engine: EngineBuild) -> tuple[Missing, ...]:
+    """A card that the engine was not built for; an integrated one is left alone, because it is no faster."""
+    if engine.supports_gpu:
+        return ()
+    unused = [gpu for gpu in report.gpus if gpu.vendor in _CMAKE_FLAGS and (not gpu.unified or gpu.vendor == "apple")]
+    return tuple(
         Missing(f"The engine was built without support for the {gpu.name}", _REBUILD.format(_CMAKE_FLAGS[gpu.vendor]))
         for gpu in unused[:1]
-        if gpu.vendor in _CMAKE_FLAGS
-    ]
-    return Machine(report, engine, tuple(missing))
+    )

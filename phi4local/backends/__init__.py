@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from phi4local.backends.load_settings import Budget, LoadSettings
 from phi4local.engine import Engine
 
 
@@ -13,12 +14,14 @@ def open_engine(
     state_folder: Path,
     context_tokens: int | None = None,
     threads: int | None = None,
+    kv_type: str = "f16",
+    budget: Budget | None = None,
 ) -> Engine:
-    """Load the GGUF file `path` (NotFound, UsageError, InsufficientResources, BackendError).
+    """Load the GGUF file `path` where it fits best (NotFound, UsageError, DoesNotFit, BackendError).
 
     `state_folder` keeps the engine's log and what was learnt about this machine.
     """
     from phi4local.backends.llamacpp import Host, LlamaCppEngine
-    from phi4local.backends.load_settings import LoadSettings
 
-    return LlamaCppEngine(LoadSettings(str(path), context_tokens, threads), Host(state_folder))
+    settings = LoadSettings(str(path), context_tokens, threads, kv_type=kv_type)
+    return LlamaCppEngine(settings, Host(state_folder), budget)

@@ -19,19 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from phi4local import errors
-from phi4local.backends.load_settings import LoadSettings
-from phi4local.backends.process import Worker, WorkerDied, python_module
-from phi4local.backends.safe_mode import crash_remembered, machine_and_build, remember_crash
+from phi4local.backends.ask import REINSTALL
+from phi4local.backends.load_settings import Budget, LoadSettings
+from phi4local.backends.process import ENGINE_VARIABLES, Worker, WorkerDied, python_module
+from phi4local.backends.safe_mode import crash_remembered, machine_and_build, memory_file, remember_crash
 from phi4local.conversation import Message, ThinkSplitter
-from phi4local.engine import Chunk, EngineInfo, Finish, GenerationOptions, Stats
+from phi4local.engine import Chunk, EngineInfo, Finish, GenerationOptions, Load, Stats
 from phi4local.errors import BackendError, FormatError, NotFound, Phi4LocalError, UsageError
+from phi4local.fit import Use
 
 _LOAD_BYTES_PER_SECOND = 100e6
 _LOG = "engine.log"
-# An abort says why, without calling a debugger. And threads that wait for each other give the processor away after a
-# tenth of a millisecond instead of 15: next to one busy program that is 30 tokens a second instead of 3.
-ENGINE_VARIABLES = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "1000"}
-_MEMORY = "safe-mode.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +53,15 @@ class Host:
 class LlamaCppEngine:
     """A model in a worker process (`phi4local.engine.Engine`)."""
 
-    def __init__(self, settings: LoadSettings, host: Host) -> None:
-        """Load the model (NotFound, BackendError, InsufficientResources, UsageError)."""
+    def __init__(self, settings: LoadSettings, host: Host, budget: Budget | None = None) -> None:
+        """Load the model (NotFound, BackendError, DoesNotFit, InsufficientResources, UsageError)."""
         self._path = Path(settings.path)
         if not self._path.is_file():
             raise NotFound(f"No model file `{self._path}`", hint="See what is here: phi4local list")
         self._host = host
+        self._budget = budget or Budget()
         self._key = machine_and_build()
-        remembered = bool(crash_remembered(host.state_folder / _MEMORY, self._key))
+        remembered = bool(crash_remembered(memory_file(host.state_folder), self._key))
         self._settings = replace(settings, path=str(self._path.absolute()), safe_mode=settings.safe_mode or remembered)
         self._crash = ""  # what safe mode was entered for in this process, once it has proved itself
         self._fresh_crash: WorkerDied | None = None  # safe mode was entered for it and has not proved itself yet
@@ -80,6 +79,7 @@ class LlamaCppEngine:
             description=self._loaded["description"],
             context_tokens=self._loaded["context_sizes"][-1],
             safe_mode=self._settings.safe_mode,
+            load=_load_of(self._loaded["load"]),
             notes=(*self._crash_notes(), *self._rope_notes()),
         )
 
@@ -173,7 +173,7 @@ class LlamaCppEngine:
         seconds = self._host.deadlines.load_seconds + self._path.stat().st_size / _LOAD_BYTES_PER_SECOND
         try:
             with worker.deadline("load", seconds):
-                worker.send({"op": "load", "settings": asdict(self._settings)})
+                worker.send({"op": "load", "settings": asdict(self._settings), "budget": asdict(self._budget)})
                 self._loaded = _checked(worker.receive())["loaded"]
         except BaseException:
             worker.stop()
@@ -204,7 +204,7 @@ class LlamaCppEngine:
         self._crash = self._fresh_crash.cause
         self._fresh_crash = None
         with contextlib.suppress(OSError):  # a full disk must not cost the answer
-            remember_crash(self._host.state_folder / _MEMORY, self._key, self._crash)
+            remember_crash(memory_file(self._host.state_folder), self._key, self._crash)
 
     def _failure(self, death: WorkerDied) -> Phi4LocalError:
         """The error for a death that nothing more is done about."""
@@ -221,7 +221,7 @@ class LlamaCppEngine:
             return BackendError(f"The engine did not {_DUTIES[death.phase]} in time and was ended", hint=again)
         said = f": {_printable(death.last_line)}" if death.explained and death.last_line else ""
         failed_to_run = death.explained and not death.crashed
-        hint = _REINSTALL if failed_to_run else _HINTS.get(death.cause, again)
+        hint = REINSTALL if failed_to_run else _HINTS.get(death.cause, again)
         return BackendError(f"The engine's process ended with {death.cause}{said}", hint=hint)
 
     def _crash_notes(self) -> Iterator[str]:
@@ -229,7 +229,7 @@ class LlamaCppEngine:
         if crash:
             yield (
                 f"llama.cpp crashed ({crash}) and now runs with safe settings, which may be slower; this is remembered "
-                f"in `{self._host.state_folder / _MEMORY}`, delete it to try full speed again"
+                f"in `{memory_file(self._host.state_folder)}`, delete it to try full speed again"
             )
 
     def _rope_notes(self) -> Iterator[str]:
@@ -316,7 +316,6 @@ class Answer:
 
 _DUTIES = {"start": "start", "load": "load the model", "cancel": "stop", "work": "answer"}
 _AGAIN = "Ask again: the engine starts anew by itself"
-_REINSTALL = "Reinstall the engine: pip install --force-reinstall llama-cpp-python==0.3.36"
 _DAMAGED = (
     "The file may be damaged (`phi4local verify` checks builds), or this machine needs another build of the model"
 )
@@ -326,9 +325,16 @@ _HINTS = {"SIGKILL": "Perhaps memory ran out: choose a smaller build or a smalle
 def _checked(event: Any) -> Any:
     """The event, unless it is an error of the worker, which is raised here."""
     if isinstance(event, dict) and "error" in event:
-        known = event["error"]
-        raise getattr(errors, known["type"])(_printable(known["message"]), hint=known["hint"])
+        known = dict(event["error"])
+        kind, message = known.pop("type"), _printable(known.pop("message"))
+        raise getattr(errors, kind)(message, **known)
     return event
+
+
+def _load_of(facts: dict[str, Any]) -> Load:
+    """A `Load` from the worker's JSON."""
+    uses = {key: {device: Use(**use) for device, use in facts[key].items()} for key in ("predicted", "took")}
+    return Load(**facts | uses)
 
 
 def _printable(text: str) -> str:

@@ -22,11 +22,10 @@ import llama_cpp.llama_cpp as llama
 from phi4local.backends.llamacpp_params import BATCH_TOKENS, context_params, model_params
 from phi4local.backends.llamacpp_vocab import LlamaVocabulary
 from phi4local.backends.load_settings import LoadSettings
-from phi4local.engine import GenerationOptions
+from phi4local.engine import DEFAULT_CONTEXT_TOKENS, GenerationOptions
 from phi4local.errors import BackendError, InsufficientResources, UsageError
 
 _CONTEXT_STEP = 256  # llama.cpp rounds a context up to this
-_DEFAULT_CONTEXT = 8192
 _ABORTED = 2
 _LOG_BYTES = 1 << 20
 _VALUE_BYTES = 1 << 20
@@ -63,6 +62,17 @@ class NativeLog:
         if self._left_bytes > 0:
             self._left_bytes -= len(text)
             os.write(self._fd, text)
+
+
+def wanted_context(settings: LoadSettings, trained_tokens: int) -> int:
+    """The context that the settings ask for (UsageError for one that the model was not trained for)."""
+    wanted = settings.context_tokens or min(trained_tokens, DEFAULT_CONTEXT_TOKENS)
+    if not 0 < wanted <= trained_tokens:
+        raise UsageError(
+            f"A context of {wanted} tokens is asked for; the model was trained for {trained_tokens}",
+            hint=f"Choose `--context` up to {trained_tokens}",
+        )
+    return wanted
 
 
 class LlamaModel:
@@ -108,12 +118,7 @@ class LlamaModel:
 
     def _context_sizes(self) -> tuple[int, ...]:
         """The sizes that a context of this model may have, smallest first: two when rope factors change in between."""
-        wanted = self.settings.context_tokens or min(self.trained_tokens, _DEFAULT_CONTEXT)
-        if not 0 < wanted <= self.trained_tokens:
-            raise UsageError(
-                f"A context of {wanted} tokens is asked for; the model was trained for {self.trained_tokens}",
-                hint=f"Choose `--context` up to {self.trained_tokens}",
-            )
+        wanted = wanted_context(self.settings, self.trained_tokens)
         whole = -(-wanted // _CONTEXT_STEP) * _CONTEXT_STEP
         short = self._short_rope_tokens() // _CONTEXT_STEP * _CONTEXT_STEP
         return (short, whole) if 0 < short < whole else (whole,)

@@ -11,6 +11,7 @@ from typing import Any
 import llama_cpp.llama_cpp as llama
 import psutil
 
+from phi4local.backends.devices import use_cards
 from phi4local.backends.load_settings import KV_TYPES, LoadSettings
 
 # Prompt tokens read at once, and between two looks at a cancellation.
@@ -21,6 +22,7 @@ def model_params(settings: LoadSettings) -> Any:
     """`llama_model_params`; weights are mapped, not read, where the device allows it."""
     params = llama.llama_model_default_params()
     params.n_gpu_layers = settings.gpu_layers
+    use_cards(params, settings.split, wanted=settings.gpu_layers != 0)
     params.use_extra_bufts = not settings.safe_mode
     return params
 

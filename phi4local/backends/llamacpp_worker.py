@@ -1,6 +1,7 @@
 """The engine's own process: requests come in as JSON lines, events go out as JSON lines, llama.cpp runs in between.
 
-    in    {"op": "load", "settings": {...}}   {"op": "answer", "id": 1, "messages": [...], "options": {...}}
+    in    {"op": "load", "settings": {...}, "budget": {...}}
+          {"op": "answer", "id": 1, "messages": [...], "options": {...}}
           {"op": "cancel", "id": 1}           end of file: the parent is gone, and so is this process, at once
     out   {"loaded": {...}}  {"rendered": {...}}  {"finish": {...}}  {"error": {...}}
           and, for every piece of an answer, a bare JSON string
@@ -20,14 +21,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import llama_cpp.llama_cpp as llama
 
 from phi4local.backends.llamacpp_model import Cancelled, LlamaModel, NativeLog, Timeline, make_sampler
-from phi4local.backends.load_settings import LoadSettings
+from phi4local.backends.load_settings import Budget, LoadSettings
+from phi4local.backends.placing import loaded, place_file
 from phi4local.backends.prompt import Prompts
 from phi4local.engine import FinishReason, GenerationOptions
 from phi4local.errors import FormatError, Phi4LocalError
@@ -137,11 +139,12 @@ class Desk:
             try:
                 operations[request["op"]](request)
             except Phi4LocalError as error:
-                known = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-                self._events.send({"error": known})
+                self._events.send({"error": {"type": type(error).__name__, **vars(error)}})
 
     def _load(self, request: Request) -> None:
-        self._model = LlamaModel(LoadSettings(**request["settings"]), self._log)
+        placed = place_file(LoadSettings(**request["settings"]), Budget(**request["budget"]))
+        self._log.listen()  # what was only asked is no complaint
+        self._model = LlamaModel(placed.settings, self._log)
         self._timeline = Timeline(self._model, self._cancelled)
         self._prompts = Prompts(_chat_template(self._model), self._model.vocabulary)
         self._events.send(
@@ -149,6 +152,7 @@ class Desk:
                 "loaded": {
                     "description": self._model.description,
                     "context_sizes": self._model.context_sizes,
+                    "load": asdict(loaded(placed, self._timeline.context, self._model.context_sizes[0])),
                 }
             }
         )

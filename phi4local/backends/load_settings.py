@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # The types that a KV cache may have, with ggml's numbers.
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
@@ -10,9 +10,10 @@ KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """What to load and how. `context_tokens` None: what the model was trained for, 8192 at most; `gpu_layers` -1: all.
+    """What to load and how. `context_tokens` None: what the model was trained for, 8192 at most.
 
-    Safe mode goes without what has crashed on some machines: repacked weights (AMX) and flash attention.
+    `gpu_layers` -1: as many as the cards hold, in the proportion of `split` where there are several. Safe mode goes
+    without what has crashed on some machines: repacked weights (AMX) and flash attention.
     """
 
     path: str
@@ -21,3 +22,16 @@ class LoadSettings:
     gpu_layers: int = -1
     kv_type: str = "f16"
     safe_mode: bool = False
+    split: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The main memory as the parent sees it, within its container; None: unknown, and not checked.
+
+    `replaced` is what a model that will be closed for this one holds of each device.
+    """
+
+    main_total_bytes: int | None = None
+    main_free_bytes: int | None = None
+    replaced: dict[str, int] = field(default_factory=dict)

@@ -19,6 +19,11 @@ _FILE_BYTES = 1 << 16
 _LIBRARIES = ("libllama.so", "libllama.dylib", "llama.dll")
 
 
+def memory_file(state_folder: Path) -> Path:
+    """Where the memory is kept."""
+    return state_folder / "safe-mode.json"
+
+
 def machine_and_build() -> str:
     """What the memory is about: processor, platform and the engine's build, in one line."""
     try:

@@ -13,6 +13,7 @@ import sys
 
 from phi4local.actions.chat import Opened, open_model
 from phi4local.cli import output
+from phi4local.cli.arguments import add_context, tokens
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Finish, GenerationOptions, Stats
 from phi4local.errors import Phi4LocalError, UsageError
@@ -31,8 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="ask this, print the answer and exit")
     parser.add_argument("--system", metavar="TEXT", help="system message")
-    parser.add_argument("--context", type=_count, metavar="N", help="context in tokens (default: at most 8192)")
-    parser.add_argument("--max-tokens", type=_count, metavar="N", help="longest answer (default: to its end)")
+    add_context(parser)
+    parser.add_argument("--max-tokens", type=tokens, metavar="N", help="longest answer (default: to its end)")
     parser.add_argument("--temperature", type=_temperature, metavar="X", help="0 is greedy (default: the model's own)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
     parser.add_argument("--json", action="store_true", help="with -p: print one JSON value")
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--json needs a prompt", hint='phi4local chat -p "What is 2 + 2?" --json')
     if prompt is not None and not prompt.strip():
         raise UsageError("The prompt is empty", hint='phi4local chat -p "What is 2 + 2?"')
-    opened = open_model(args.model, context_tokens=args.context)
+    opened = open_model(args.model, context_tokens=args.context, kv_type=args.kv)
     options = _options(opened.options, args)
     with contextlib.closing(opened.engine):
         if prompt is None:
@@ -147,12 +148,6 @@ def _show(chunk: Chunk) -> None:
 def _say_notes(opened: Opened) -> None:
     for note in opened.engine.info.notes:
         output.say(f"note: {note}")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 1 << 24:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens")
-    return int(text)
 
 
 def _temperature(text: str) -> float:

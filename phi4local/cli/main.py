@@ -20,6 +20,7 @@ from phi4local.printing import printable
 COMMANDS = {
     "demo": "the whole job on the built-in tiny model, offline, in seconds",
     "probe": "this machine, and what the engine can use of it",
+    "fit": "which builds of a model this machine can run, and how fast",
     "quantize": "make a build from a folder of official weights",
     "chat": "talk to a model in the terminal",
     "list": "the builds that are here",

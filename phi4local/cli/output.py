@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -28,6 +30,15 @@ def heading(text: str) -> None:
     """A line that stands out on a terminal, and is plain text elsewhere."""
     bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     sys.stdout.write(f"\n\x1b[1m{text}\x1b[0m\n" if bold else f"\n{text}\n")
+
+
+def paragraph(text: str) -> None:
+    """Sentences on stdout, broken into lines on a terminal."""
+    lines = printable_lines(text).split("\n")
+    if sys.stdout.isatty():
+        width = max(40, min(100, shutil.get_terminal_size().columns))
+        lines = [part for line in lines for part in textwrap.wrap(line, width) or [""]]
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:

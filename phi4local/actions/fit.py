@@ -1,0 +1,242 @@
+"""Will it fit, and how fast: every build of a model on this machine, as the engine itself says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hardware.probe import probe
+from hardware.report import EngineBuild, Report
+from phi4local.actions.probe import Machine, missing
+from phi4local.backends.load_settings import KV_TYPES
+from phi4local.backends.safe_mode import machine_and_build
+from phi4local.backends.survey import Question, Survey, Surveyed, Wanted, survey
+from phi4local.catalog import MODELS, READY_MADE, find_model, model_name
+from phi4local.errors import NotFound, UsageError
+from phi4local.fit import HOST, Placement, Room, choose_cards, overflow
+from phi4local.fit import Use as Taken
+from phi4local.measured import Measured, keep_rates, read_measured
+from phi4local.recommend import BuildFit, Recommendation, recommend
+from phi4local.settings import home_folder, state_folder
+from phi4local.speed import Work, corrected, predict
+from phi4local.store import builds
+from quant import mlx
+from quant.config import Config, read_config
+from quant.ggml import BUILDS
+from quant.metadata import config_of
+from quant.sound import read_model_header
+
+DEFAULT_MODEL = "phi-4"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is asked about: a model, its shape where it is known, what a header of it takes, and the files here."""
+
+    name: str
+    config: Config | None
+    header_bytes: int
+    files: dict[str, Path]
+    build: str = ""  # the only one that is asked about
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The answer. `rooms` are the engine's devices with their free memory and margins, the main memory first."""
+
+    machine: Machine
+    model: str
+    context: int
+    trained: int
+    kv_type: str
+    rooms: tuple[Room, ...]
+    builds: tuple[BuildFit, ...]
+    recommendation: Recommendation
+    offer: str = ""  # arguments with which something fits, where nothing does without
+
+
+def fit(name: str, *, context: int | None = None, kv_type: str = "f16") -> Fit:
+    """Every build of a model: a name of the catalogue or of the store, a .gguf file, or a folder of official weights.
+
+    (NotFound, UsageError, FormatError, BackendError)
+    """
+    if kv_type not in KV_TYPES:
+        raise UsageError(f"No KV type called `{kv_type}`", hint=f"One of {', '.join(KV_TYPES)}")
+    subject = find_subject(name)
+    if context and subject.config and context > subject.config.context:
+        raise UsageError(
+            f"A context of {context} tokens is asked for; the model was trained for {subject.config.context}",
+            hint=f"Choose `--context` up to {subject.config.context}",
+        )
+    report = probe(home_folder())
+    question = Question(subject.config, wanted_builds(subject), main_room(report), context, kv_type)
+    found, measured = ask(question)
+    answer = _fit(subject, report, found, measured, kv_type)
+    if answer.recommendation.build is None:
+        return replace(answer, offer=_offer(question, answer))
+    return answer
+
+
+def ask(question: Question) -> tuple[Survey, Measured]:
+    """Put a question to the engine; the first one on a machine measures its rates on the way."""
+    engine = machine_and_build()
+    measured = read_measured(engine)
+    found = survey(replace(question, calibrate=measured.rates is None), state_folder())
+    if found.rates is not None:
+        keep_rates(engine, found.rates)
+        measured = replace(measured, rates=found.rates)
+    return found, measured
+
+
+def main_room(report: Report) -> Room:
+    """The main memory that a model may use: what is available now, within the container's limit."""
+    total_bytes = report.memory.limit_bytes or report.memory.total_bytes or 0
+    available_bytes = report.memory.available_bytes
+    return Room(HOST, total_bytes, total_bytes if available_bytes is None else available_bytes)
+
+
+def find_subject(name: str) -> Subject:
+    """What the user means (NotFound, FormatError, UsageError)."""
+    if name.endswith(".gguf") and (os.path.isfile(name) or "/" in name):  # noqa: PTH113  never raises
+        return _file(Path(name))
+    if os.path.isdir(name) and ("/" in name or not find_model(name)):  # noqa: PTH112  never raises
+        return _folder(Path(name))
+    title, _, build = name.partition(":")
+    here = {one.manifest.build: one.path for one in builds() if one.manifest.name.lower() == title.lower()}
+    model = find_model(title)
+    if model is not None:
+        here |= {one.manifest.build: one.path for one in builds() if one.manifest.name == model.name}
+        return _narrowed(Subject(model.name, model.config, model.header_bytes, here), build)
+    if not here:
+        raise NotFound(f"No model called `{title}` is known", hint=f"phi4local fit {DEFAULT_MODEL}")
+    return _narrowed(_stored(title, here), build)
+
+
+def _narrowed(subject: Subject, build: str) -> Subject:
+    """One build of a model, where NAME:BUILD was said."""
+    known = {name.lower(): name for name in (*BUILDS, *subject.files)}
+    if build and build.lower() not in known:
+        raise UsageError(f"No build called `{build}`", hint=f"One of {', '.join(BUILDS)}")
+    return replace(subject, build=known.get(build.lower(), ""))
+
+
+def _folder(folder: Path) -> Subject:
+    """Official weights; how long the header of a build gets is told by a model with the same vocabulary."""
+    config = read_config(folder)
+    alike = (model.header_bytes for model in MODELS if model.config.vocabulary == config.vocabulary)
+    return Subject(model_name(folder, config), config, next(alike, 0), {})
+
+
+def _file(path: Path) -> Subject:
+    header = read_model_header(path)
+    return Subject(path.name, None, header.data_offset, {path.name: path})
+
+
+def _stored(name: str, files: dict[str, Path]) -> Subject:
+    """A model that only the store knows: its shape is read from one of its builds."""
+    header = read_model_header(next(iter(files.values())))
+    return Subject(name.lower(), config_of(header), header.data_offset, files)
+
+
+def wanted_builds(subject: Subject) -> tuple[Wanted, ...]:
+    """Every build that can be asked about, those that are here by their files."""
+    published = READY_MADE.get(subject.name, {})
+    names = dict.fromkeys((*subject.files, *(BUILDS if subject.config else ())))
+    wanted = (Wanted(name, name in published, subject.files.get(name)) for name in names)
+    return tuple(one for one in wanted if subject.build in ("", one.build))
+
+
+def _fit(subject: Subject, report: Report, found: Survey, measured: Measured, kv_type: str) -> Fit:
+    rows = [_row(subject, one, report, found.engine, measured) for one in found.builds]
+    rows += [_problem(name, why) for name, why in found.problems]
+    context = found.builds[0].context if found.builds else 0
+    trained = found.builds[0].trained if found.builds else 0
+    if subject.config is not None and not subject.build:
+        rows += _mlx_rows(subject.config, context, report, found)
+    machine = Machine(report, found.engine, missing(report, found.engine))
+    rows.sort(key=lambda row: row.file_bytes)
+    return Fit(machine, subject.name, context, trained, kv_type, found.rooms, tuple(rows), recommend(rows, context))
+
+
+def _row(subject: Subject, one: Surveyed, report: Report, engine: EngineBuild, measured: Measured) -> BuildFit:
+    published = READY_MADE.get(subject.name, {}).get(one.build)
+    path = subject.files.get(one.build)
+    place = one.placement
+    speed = predict(measured.rates, one.work, place, bandwidths(report, engine))
+    name = subject.name
+    here = [
+        bench
+        for bench in measured.benchmarks
+        if (bench.name, bench.build, bench.where) == (name, one.build, place.where)
+    ]
+    row = BuildFit(
+        build=one.build,
+        format="gguf",
+        file_bytes=path.stat().st_size if path else one.tensor_bytes + subject.header_bytes,
+        memory=place.memory,
+        where=place.where,
+        gpu_layers=place.gpu_layers,
+        short_bytes=place.short_bytes,
+        most_context=one.most_context,
+        expected=corrected(speed, name, one.build, place.where, measured.benchmarks),
+        installed=path is not None,
+        ready_made=f"{published.repository}/{published.file}" if published else "",
+    )
+    return replace(row, measured=here[-1].measured) if here else row
+
+
+def _problem(build: str, why: str) -> BuildFit:
+    return BuildFit(build, "gguf", 0, {}, "none", note=why)
+
+
+def bandwidths(report: Report, engine: EngineBuild) -> dict[str, int]:
+    """Of the engine's cards, as far as the report knows them: by bus, else by name, else as the only one."""
+    found: dict[str, int] = {}
+    devices = choose_cards(engine.devices)
+    for device in devices:
+        same = [gpu for gpu in report.gpus if gpu.bus_id and gpu.bus_id == device.bus_id]
+        same = same or [gpu for gpu in report.gpus if gpu.name and gpu.name in device.description]
+        same = same or (list(report.gpus) if len(report.gpus) == len(devices) == 1 else [])
+        if same and same[0].bandwidth_bytes_per_second:
+            found[device.name] = same[0].bandwidth_bytes_per_second
+    return found
+
+
+def _mlx_rows(config: Config, context: int, report: Report, found: Survey) -> Iterator[BuildFit]:
+    """MLX builds by arithmetic: they run on Apple's cards alone, and are not recommended before they run here."""
+    apple = next((gpu for gpu in report.gpus if gpu.vendor == "apple" and gpu.unified), None)
+    metal = [room for room in found.rooms if room.shares_main]
+    shared = Room("Metal", (apple.shared_bytes or 0), (apple.shared_bytes or 0), shares_main=True) if apple else None
+    card = metal[0] if metal else shared
+    for bits in mlx.BITS:
+        weights = mlx.weights_bytes(config, bits)
+        use = Taken(weights, mlx.kv_bytes(config, context), mlx.compute_bytes(config))
+        memory = {card.device if card else "Metal": use}
+        short_bytes = overflow(memory, [found.rooms[0], card]) if apple and card else use.total_bytes
+        placement = Placement("none" if short_bytes else "gpu", config.layers + 1, memory, short_bytes)
+        bandwidth = {card.device: apple.bandwidth_bytes_per_second or 0} if apple and card else {}
+        yield BuildFit(
+            build=f"mlx-{bits}bit",
+            format="mlx",
+            file_bytes=weights,
+            memory=memory,
+            where=placement.where,
+            gpu_layers=placement.gpu_layers if apple else 0,
+            short_bytes=short_bytes,
+            expected=predict(None, Work(0, {}), placement, {name: speed for name, speed in bandwidth.items() if speed}),
+            note="by arithmetic" if apple else "runs on Apple Silicon only",
+        )
+
+
+def _offer(question: Question, answer: Fit) -> str:
+    """Arguments with which something fits: a smaller KV type first, then a smaller context."""
+    smaller = [context for context in (8192, 4096, 2048, 1024) if context < answer.context]
+    kv_types = [answer.kv_type] if answer.kv_type not in ("f16", "f32") else ["f16", "q8_0"]
+    wishes = [(kv, context) for context in (answer.context, *smaller) for kv in kv_types]
+    for kv_type, context in wishes[1:]:
+        found = survey(replace(question, kv_type=kv_type, context=context), state_folder())
+        if any(one.placement.where != "none" for one in found.builds):
+            return " ".join([*(["--kv", kv_type] if kv_type != "f16" else []), "--context", str(context)])
+    return ""

@@ -1,0 +1,154 @@
+"""`phi4local fit`: every build of a model on this machine: memory, where it goes, expected speed, and which to take."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from phi4local.actions.fit import DEFAULT_MODEL, Fit, fit
+from phi4local.cli import output
+from phi4local.cli.arguments import add_context
+from phi4local.cli.probe import machine_json
+from phi4local.fit import HOST, Room
+from phi4local.recommend import BuildFit
+from phi4local.units import file_size, gib, memory
+
+_BAR_CELLS = 16
+_HEADS = ("build", "file", "weights", "KV", "comp.", "goes to", "token/s", "")
+_KEYS = "w weights  k KV cache  c compute  . free"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=DEFAULT_MODEL,
+        metavar="NAME|PATH",
+        help=f"a model, NAME:BUILD, a .gguf file or a folder of official weights (default: {DEFAULT_MODEL})",
+    )
+    add_context(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask, and print what fits."""
+    answer = fit(args.model, context=args.context, kv_type=args.kv)
+    if args.json:
+        output.emit_json(fit_json(answer))
+    else:
+        show(answer)
+    return 0
+
+
+def fit_json(answer: Fit) -> dict[str, Any]:
+    """The contract's object."""
+    return {
+        "machine": machine_json(answer.machine),
+        "model": answer.model,
+        "context": answer.context,
+        "kv_type": answer.kv_type,
+        "rooms": [
+            dataclasses.asdict(room) | {"margin_bytes": room.margin_bytes, "usable_bytes": room.usable_bytes}
+            for room in answer.rooms
+        ],
+        "builds": [build_json(build) for build in answer.builds],
+        "recommended": answer.recommendation.build,
+        "why": answer.recommendation.why,
+        "offer": answer.offer or None,
+    }
+
+
+def build_json(build: BuildFit) -> dict[str, Any]:
+    """One build; sizes are of all devices together, and by device under `memory`."""
+    use = build.total
+    return {
+        "build": build.build,
+        "format": build.format,
+        "file_bytes": build.file_bytes,
+        "weights_bytes": use.weights_bytes,
+        "kv_bytes": use.kv_bytes,
+        "compute_bytes": use.compute_bytes,
+        "total_bytes": use.total_bytes,
+        "memory": {device: dataclasses.asdict(one) for device, one in build.memory.items()},
+        "where": build.where,
+        "gpu_layers": build.gpu_layers,
+        "most_context": build.most_context,
+        "expected_tps": build.expected.generation_tps,
+        "expected_prompt_tps": build.expected.prompt_tps,
+        "measured_tps": build.measured.generation_tps,
+        "measured_prompt_tps": build.measured.prompt_tps,
+        "installed": build.installed,
+        "ready_made": bool(build.ready_made),
+        "ready_made_file": build.ready_made or None,
+        "note": build.note or None,
+    }
+
+
+def show(answer: Fit) -> None:
+    """The table for people, 80 columns wide."""
+    for room in answer.rooms:
+        output.say(_room(room))
+    output.heading(f"{answer.model}, context {answer.context} tokens, KV cache {answer.kv_type} (memory in GiB)")
+    rows = [row for row in answer.builds if row.format == "gguf" or not row.note.startswith("runs")]
+    usable = sum(room.usable_bytes for room in answer.rooms if not room.shares_main)
+    output.table(_HEADS, [_cells(row, answer, usable) for row in rows], right=(1, 2, 3, 4, 6))
+    output.say(_legend(answer, rows))
+    output.paragraph(f"\n{answer.recommendation.why}.")
+    if answer.offer:
+        output.say(f"hint: phi4local fit {answer.model} {answer.offer}")
+    for item in answer.machine.missing:
+        output.say(f"missing: {item.fact}\nhint: {item.command}")
+
+
+def _room(room: Room) -> str:
+    name = "main memory" if room.device == HOST else room.device
+    sizes = f"{memory(room.free_bytes)} free of {memory(room.total_bytes)}"
+    return f"{name}: {sizes}; {memory(room.margin_bytes)} of it stay free"
+
+
+def _cells(row: BuildFit, answer: Fit, usable_bytes: int) -> list[str]:
+    use = row.total
+    mark = ">" if row.build == answer.recommendation.build else "*" if row.installed else " "
+    place = f"{row.gpu_layers} on card" if row.where == "split" else _PLACES[row.where]
+    sizes = [gib(use.weights_bytes), gib(use.kv_bytes), gib(use.compute_bytes)] if use.total_bytes else ["?"] * 3
+    return [f"{mark} {row.build}", file_size(row.file_bytes), *sizes, place, _speed(row), bar(row, usable_bytes)]
+
+
+_PLACES = {"gpu": "card", "cpu": "memory", "none": "nowhere"}
+
+
+def _speed(row: BuildFit) -> str:
+    """What was measured, or what is expected, marked with a tilde."""
+    if row.measured.generation_tps:
+        return rate(row.measured.generation_tps)
+    return f"~{rate(row.expected.generation_tps)}" if row.expected.generation_tps and row.where != "none" else ""
+
+
+def rate(tps: float) -> str:
+    """Tokens per second in three digits."""
+    return f"{tps:.0f}" if tps >= 100 else f"{tps:.1f}"
+
+
+def bar(row: BuildFit, usable_bytes: int) -> str:
+    """What of the usable memory goes to weights, KV cache and compute, and what stays free; `!` ends one too small."""
+    use = row.total
+    if not usable_bytes or not use.total_bytes:
+        return ""
+    parts = (("w", use.weights_bytes), ("k", use.kv_bytes), ("c", use.compute_bytes))
+    ends, drawn, reached = 0, "", 0
+    for letter, size_bytes in parts:
+        ends += size_bytes
+        cells = min(_BAR_CELLS, round(ends / usable_bytes * _BAR_CELLS))
+        drawn += letter * (cells - reached)
+        reached = max(reached, cells)
+    return drawn[:-1] + "!" if row.where == "none" else drawn.ljust(_BAR_CELLS, ".")
+
+
+def _legend(answer: Fit, rows: list[BuildFit]) -> str:
+    installed = "  * is here" if any(row.installed for row in rows) else ""
+    taken = "> recommended" if answer.recommendation.build else ""
+    guessed = "  ~ expected" if any(_speed(row).startswith("~") for row in rows) else ""
+    too_large = "  ! too large" if any(row.where == "none" for row in rows) else ""
+    return f"{taken}{installed}{guessed}  {_KEYS}{too_large}".strip()

@@ -1,0 +1,109 @@
+"""Which build to take: the best quality that fits wholly in the fastest memory. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from phi4local.fit import Memory, Use, Where, total
+from phi4local.speed import Speed
+from phi4local.units import memory as memory_text
+
+# From best to worst by KL divergence from the original, as the README of llama.cpp's perplexity tool gives it for
+# Llama 3 8B: Q8_0 0.001, Q6_K 0.005, Q5_K_M 0.011, Q4_K_M 0.031, Q4_0 0.072, Q3_K_M 0.10, Q2_K above 0.33. Builds in
+# one row are so close that the larger context decides.
+QUALITY = (
+    ("BF16", "F16", "Q8_0"),
+    ("Q6_K",),
+    ("Q5_K_M",),
+    ("Q5_K_S",),
+    ("Q5_0",),
+    ("Q4_K_M",),
+    ("Q4_K_S",),
+    ("IQ4_NL", "IQ4_XS"),
+    ("Q4_1", "Q4_0"),
+    ("Q3_K_L",),
+    ("Q3_K_M",),
+    ("Q3_K_S",),
+    ("Q2_K",),
+)
+_RANK = {build: rank for rank, builds in enumerate(QUALITY) for build in builds}
+_MEMORY_OF = {"gpu": "on the graphics card", "split": "in the card and the main memory", "cpu": "in the main memory"}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildFit:
+    """One build of a model on one machine. `most_context` is the largest that fits in the same place."""
+
+    build: str
+    format: str
+    file_bytes: int
+    memory: Memory
+    where: Where
+    gpu_layers: int = 0
+    short_bytes: int = 0
+    most_context: int = 0
+    expected: Speed = field(default_factory=Speed)
+    measured: Speed = field(default_factory=Speed)
+    installed: bool = False
+    ready_made: str = ""  # the repository and file of a published one
+    note: str = ""
+
+    @property
+    def total(self) -> Use:
+        return total(self.memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """A build, or None where nothing fits, and the reason in a sentence."""
+
+    build: str | None
+    why: str
+
+
+def recommend(builds: Sequence[BuildFit], context: int) -> Recommendation:
+    """The best of these builds at this context.
+
+    Wholly on the cards comes before anything that the main memory has a part in; then quality; then the larger
+    context; then the smaller file.
+    """
+    known = [build for build in builds if build.build in _RANK]
+    fitting = [build for build in known if build.where != "none"]
+    if not fitting:
+        return Recommendation(None, _nothing(known, context))
+    on_cards = [build for build in fitting if build.where == "gpu"]
+    best = min(on_cards or fitting, key=_order)
+    others = [build for build in known if build is not best and _RANK[build.build] <= _RANK[best.build]]
+    return Recommendation(best.build, _reason(best, others, context))
+
+
+def _order(build: BuildFit) -> tuple[int, int, int]:
+    return _RANK[build.build], -build.most_context, build.file_bytes
+
+
+def _reason(best: BuildFit, better: Sequence[BuildFit], context: int) -> str:
+    """Why the best is the best, and why what is better in quality is not."""
+    place = _MEMORY_OF[best.where]
+    size = memory_text(best.total.total_bytes)
+    said = f"{best.build} is the best quality that fits wholly {place} with a context of {context} tokens ({size})"
+    equal = [build for build in better if _RANK[build.build] == _RANK[best.build] and build.where == best.where]
+    above = [build for build in better if _RANK[build.build] < _RANK[best.build]]
+    if equal:
+        said += f"; {' and '.join(build.build for build in equal)} would be no better and leave less room"
+    elif above:
+        next_best = max(above, key=lambda build: _RANK[build.build])
+        said += f"; {next_best.build} would need {memory_text(next_best.total.total_bytes)}"
+        if next_best.where != "none":
+            said += f" and go {_MEMORY_OF[next_best.where]}"
+    return said
+
+
+def _nothing(builds: Sequence[BuildFit], context: int) -> str:
+    if not builds:
+        return "No build of it is known"
+    least = min(builds, key=lambda build: build.short_bytes)
+    return (
+        f"Nothing fits with a context of {context} tokens: even {least.build} needs {memory_text(least.total.total_bytes)}, "
+        f"{memory_text(least.short_bytes)} more than can be used"
+    )

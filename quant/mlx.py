@@ -1,0 +1,36 @@
+"""How large an MLX build is, by arithmetic: mlx-lm writes every matrix in groups of 64 weights with a scale and a bias.
+
+MLX is not asked, because it cannot be without weights; the sizes of published builds (8.25 GB for phi-4 at 4 bits,
+2.16 GB for the mini) come out exact to their three digits.
+"""
+
+from __future__ import annotations
+
+import math
+
+from quant.config import Config
+from quant.skeleton import tensor_shapes
+
+BITS = (4, 6, 8)
+_GROUP_WEIGHTS, _GROUP_BITS = 64, 32  # a 16-bit scale and a 16-bit bias for each group
+_ITEM_BYTES = 2  # bf16: vectors, and everything in the KV cache
+_PREFILL_TOKENS = 2048  # mlx-lm reads a prompt in steps of so many
+
+
+def weights_bytes(config: Config, bits: int) -> int:
+    """Bytes of the weights at `bits` bits."""
+    stored_bits = bits + _GROUP_BITS / _GROUP_WEIGHTS
+    shapes = [shape for name, shape in tensor_shapes(config).items() if not name.startswith("rope_")]
+    matrices = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+    vectors = sum(math.prod(shape) for shape in shapes if len(shape) == 1)
+    return math.ceil(matrices * stored_bits / 8) + vectors * _ITEM_BYTES
+
+
+def kv_bytes(config: Config, context_tokens: int) -> int:
+    """Bytes of an unquantized cache: keys and values of every layer."""
+    return 2 * config.layers * config.kv_heads * config.head_size * context_tokens * _ITEM_BYTES
+
+
+def compute_bytes(config: Config) -> int:
+    """What one step of a prompt holds at its widest: the feed-forward's gate, up and product, and the hidden state."""
+    return _PREFILL_TOKENS * (3 * config.intermediate + 2 * config.hidden) * _ITEM_BYTES
