@@ -27,8 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from phi4local.backends import open_engine
-from phi4local.backends.process import ENGINE_VARIABLES
 from phi4local.backends.load_settings import LoadSettings
+from phi4local.backends.process import ENGINE_VARIABLES
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.conversation import Message
 from phi4local.engine import Finish, GenerationOptions, Session, Stats

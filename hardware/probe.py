@@ -46,6 +46,12 @@ def probe(store_folder: Path, *, root: Path = Path("/")) -> Report:
     return Report(_os_name(darwin), platform.machine(), cpu, memory, (disk,), cards, tuple(source.notes))
 
 
+def probe_memory(*, root: Path = Path("/")) -> Memory:
+    """The main memory alone, which takes no outside tool."""
+    source = Source(root)
+    return _memory(source, parse.meminfo(source.read("proc/meminfo")))
+
+
 def _os_name(darwin: bool) -> str:
     return f"macOS {platform.mac_ver()[0]}" if darwin else f"{platform.system()} {platform.release()}"
 

@@ -90,6 +90,14 @@ class EngineInfo:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long it took to read a prompt, and to generate after it."""
+
+    prompt_seconds: float
+    generation_seconds: float
+
+
 class Session(Protocol):
     """One mutable timeline."""
 
@@ -108,5 +116,8 @@ class Engine(Protocol):
     def info(self) -> EngineInfo: ...
 
     def open_session(self) -> Session: ...
+
+    def time_tokens(self, prompt_tokens: int, generation_tokens: int) -> Timing:
+        """Read a prompt of any tokens and generate after it, whatever comes."""
 
     def close(self) -> None: ...

@@ -20,7 +20,7 @@ from phi4local.errors import Phi4LocalError
 from phi4local.files import atomic_write, read_bounded
 from phi4local.fit import Use
 from phi4local.settings import state_folder
-from phi4local.speed import Benchmark, Rate, Rates, Speed
+from phi4local.speed import Benchmark, Curve, Rate, Rates, Speed
 
 _LIMIT_BYTES = 10_000_000
 _MOST_LOADS = 200
@@ -83,12 +83,17 @@ def _write(measured: Measured) -> None:
 
 
 def _rates(values: Any) -> Rates:
-    types = {
-        str(kind): Rate(_positive(one["generation"]), _positive(one["prompt"])) for kind, one in values["types"].items()
-    }
+    types = {str(kind): Rate(_curve(one["generation"]), _curve(one["prompt"])) for kind, one in values["types"].items()}
     if not types:
         raise ValueError("no rates")
-    return Rates(_number(values["token_seconds"]), _number(values["layer_seconds"]), types)
+    return Rates(_number(values["token_seconds"]), types)
+
+
+def _curve(values: Any) -> Curve:
+    small, large = ((_positive(values[key][0]), _positive(values[key][1])) for key in ("small", "large"))
+    if small[0] >= large[0]:
+        raise ValueError("sizes in no order")
+    return Curve(small, large, _positive(values["beyond"]))
 
 
 def _benchmark(values: Any) -> Benchmark:
@@ -112,12 +117,12 @@ def read_load(values: Any) -> Load:
 
 
 def _positive(value: Any) -> float:
-    if _number(value) == 0:
-        raise ValueError("a speed of 0")
+    if _number(value) <= 0:
+        raise ValueError("not above 0")
     return float(value)
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError("not a number")
     return float(value)

@@ -33,7 +33,10 @@ _MEMORY_OF = {"gpu": "on the graphics card", "split": "in the card and the main 
 
 @dataclass(frozen=True, slots=True)
 class BuildFit:
-    """One build of a model on one machine. `most_context` is the largest that fits in the same place."""
+    """One build of a model on one machine. `most_context` is the largest that fits in the same place.
+
+    `predicted` is from the machine's rates alone, `expected` knows what benchmarks have shown.
+    """
 
     build: str
     format: str
@@ -43,6 +46,7 @@ class BuildFit:
     gpu_layers: int = 0
     short_bytes: int = 0
     most_context: int = 0
+    predicted: Speed = field(default_factory=Speed)
     expected: Speed = field(default_factory=Speed)
     measured: Speed = field(default_factory=Speed)
     installed: bool = False
@@ -85,12 +89,15 @@ def _order(build: BuildFit) -> tuple[int, int, int]:
 def _reason(best: BuildFit, better: Sequence[BuildFit], context: int) -> str:
     """Why the best is the best, and why what is better in quality is not."""
     place = _MEMORY_OF[best.where]
-    size = memory_text(best.total.total_bytes)
-    said = f"{best.build} is the best quality that fits wholly {place} with a context of {context} tokens ({size})"
+    said = (
+        f"{best.build} is the best quality that fits wholly {place} with a context of {context} tokens "
+        f"({memory_text(best.total.total_bytes)})"
+    )
     equal = [build for build in better if _RANK[build.build] == _RANK[best.build] and build.where == best.where]
     above = [build for build in better if _RANK[build.build] < _RANK[best.build]]
     if equal:
-        said += f"; {' and '.join(build.build for build in equal)} would be no better and leave less room"
+        names = " and ".join(build.build for build in equal)
+        said += f"; {names} would be no better and leave less room"
     elif above:
         next_best = max(above, key=lambda build: _RANK[build.build])
         said += f"; {next_best.build} would need {memory_text(next_best.total.total_bytes)}"
@@ -104,6 +111,6 @@ def _nothing(builds: Sequence[BuildFit], context: int) -> str:
         return "No build of it is known"
     least = min(builds, key=lambda build: build.short_bytes)
     return (
-        f"Nothing fits with a context of {context} tokens: even {least.build} needs {memory_text(least.total.total_bytes)}, "
-        f"{memory_text(least.short_bytes)} more than can be used"
+        f"Nothing fits with a context of {context} tokens: even {least.build} needs "
+        f"{memory_text(least.total.total_bytes)}, {memory_text(least.short_bytes)} more than can be used"
     )

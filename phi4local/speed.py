@@ -1,8 +1,8 @@
 """How fast a build will be: from what was measured once on this machine to tokens per second. Pure.
 
-    one token, from memory    token + layers x layer + sum over types of bytes / rate     seconds
-    one token of a prompt     sum over types of weights / prompt rate                     seconds
-    layers on a card          bytes / (its memory's bandwidth x CARD_SHARE)               seconds
+    one token, from memory    token + sum over layers and output of what their type takes for so many bytes
+    one token of a prompt     the same for so many weights, without the output
+    layers on a card          bytes / (its memory's bandwidth x CARD_SHARE)
 
 Every weight is read once for a token, but the embedding's table, of which one row is read. A benchmark of a build on
 this machine corrects what follows.
@@ -22,28 +22,47 @@ CARD_SHARE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
-    """Of one tensor type: bytes of weights that a token reads, and weights that a token of a prompt uses, a second."""
+class Curve:
+    """Seconds of a layer by its size, bytes or weights: straight between two measured sizes, and straight on beyond."""
 
-    generation: float
-    prompt: float
+    small: tuple[float, float]  # size, seconds
+    large: tuple[float, float]
+    beyond: float  # seconds for each unit of size above the large one
+
+    def seconds(self, size: float) -> float:
+        """Of one layer."""
+        if size > self.large[0]:
+            return self.large[1] + (size - self.large[0]) * self.beyond
+        slope = (self.large[1] - self.small[1]) / (self.large[0] - self.small[0])
+        return max(self.small[1] * size / self.small[0] / 2, self.small[1] + (size - self.small[0]) * slope)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Of one tensor type: a token by the bytes of its weights, and a token of a prompt by their number."""
+
+    generation: Curve
+    prompt: Curve
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the processor does with each type, and what a token and a layer cost whatever their size."""
+    """What the processor does with each type, and what a token costs whatever the model."""
 
     token_seconds: float
-    layer_seconds: float
     types: Mapping[str, Rate]
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the processor has to do for a token: layers, and bytes by type. Types without blocks are not counted."""
+    """The processor's part of a token: layers with their bytes by type, and those of the output.
+
+    A prompt has an output for its last token only, which is not counted there.
+    """
 
     layers: int
-    bytes_by_type: Mapping[str, int]
+    layer_bytes: Mapping[str, int]
+    output_bytes: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +87,13 @@ class Benchmark:
 def work_of(tensors: Mapping[str, tuple[str, int]], layers: int, gpu_layers: int) -> Work:
     """The processor's part of a model whose `tensors` are name -> (type, bytes), matrices only."""
     first_on_card = layers + 1 - gpu_layers
-    tied = "output.weight" not in tensors
-    found: dict[str, int] = {}
+    head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+    in_layers: dict[str, int] = {}
     for name, (kind, size_bytes) in tensors.items():
-        if name == "token_embd.weight" and not tied:
-            continue
-        layer = int(name.split(".")[1]) if name.startswith("blk.") else layers
-        if layer < first_on_card:
-            found[kind] = found.get(kind, 0) + size_bytes
-    return Work(min(layers, first_on_card), found)
+        if name.startswith("blk.") and int(name.split(".")[1]) < first_on_card:
+            in_layers[kind] = in_layers.get(kind, 0) + size_bytes
+    kind, size_bytes = tensors[head]
+    return Work(min(layers, first_on_card), in_layers, {kind: size_bytes} if first_on_card > layers else {})
 
 
 def predict(rates: Rates | None, work: Work, placement: Placement, bandwidths: Mapping[str, int]) -> Speed:
@@ -87,14 +104,20 @@ def predict(rates: Rates | None, work: Work, placement: Placement, bandwidths: M
             if device not in bandwidths:
                 return Speed()
             seconds += use.weights_bytes / (bandwidths[device] * CARD_SHARE)
-    if not work.bytes_by_type:
+    if not work.layer_bytes:
         return Speed(1 / seconds if seconds else None)
     if rates is None:
         return Speed()
-    prompt = sum(_weights(kind, size) / _rate(rates, kind).prompt for kind, size in work.bytes_by_type.items())
-    seconds += rates.token_seconds + work.layers * rates.layer_seconds
-    seconds += sum(size / _rate(rates, kind).generation for kind, size in work.bytes_by_type.items())
-    return Speed(1 / seconds, 1 / prompt if not placement.gpu_layers else None)
+    total_bytes = sum(work.layer_bytes.values())
+    prompt_seconds = 0.0
+    seconds += rates.token_seconds
+    for kind, size_bytes in work.layer_bytes.items():
+        layers = work.layers * size_bytes / total_bytes  # as if each layer were of one type
+        rate = _rate(rates, kind)
+        seconds += layers * rate.generation.seconds(size_bytes / layers)
+        prompt_seconds += layers * rate.prompt.seconds(_weights(kind, size_bytes) / layers)
+    seconds += sum(_rate(rates, kind).generation.seconds(size) for kind, size in work.output_bytes.items())
+    return Speed(1 / seconds, 1 / prompt_seconds if not placement.gpu_layers else None)
 
 
 def _weights(kind: str, size_bytes: int) -> float:
@@ -103,7 +126,7 @@ def _weights(kind: str, size_bytes: int) -> float:
 
 def _rate(rates: Rates, kind: str) -> Rate:
     """A type's rate; one that was not measured counts as the slowest that was."""
-    return rates.types.get(kind) or min(rates.types.values(), key=lambda rate: rate.generation)
+    return rates.types.get(kind) or max(rates.types.values(), key=lambda rate: rate.generation.beyond)
 
 
 def corrected(speed: Speed, name: str, build: str, where: str, benchmarks: Sequence[Benchmark]) -> Speed:

@@ -8,10 +8,15 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from hardware.probe import probe_memory
+from phi4local.actions.fit import fit, fit_files
 from phi4local.backends import open_engine
+from phi4local.backends.load_settings import Budget
+from phi4local.backends.safe_mode import machine_and_build
 from phi4local.catalog import MODELS
 from phi4local.engine import Engine, GenerationOptions
-from phi4local.errors import FormatError, NotFound, UsageError
+from phi4local.errors import DoesNotFit, FormatError, NotFound, UsageError
+from phi4local.measured import keep_load
 from phi4local.settings import state_folder
 from phi4local.store import Build, builds, find
 from quant.gguf import Header
@@ -21,12 +26,25 @@ _CARD_SAMPLING = GenerationOptions(temperature=0.8, top_k=50, top_p=0.95)
 
 
 @dataclass(frozen=True, slots=True)
+class Located:
+    """A file to load: what it is called, the model and build that it is, and why it was chosen."""
+
+    label: str
+    name: str
+    build: str
+    path: Path
+    stored: Build | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
-    """A loaded model: what it is called, its engine, and its own sampling (greedy where it names none)."""
+    """A loaded model: its name, its engine, its own sampling (greedy where it names none), and why this build."""
 
     label: str
     engine: Engine
     options: GenerationOptions
+    why: str
 
 
 def open_model(name: str | None, *, context_tokens: int | None = None, kv_type: str = "f16") -> Opened:
@@ -34,28 +52,71 @@ def open_model(name: str | None, *, context_tokens: int | None = None, kv_type: 
 
     (NotFound, UsageError, FormatError, BackendError; DoesNotFit with the command that would work)
     """
-    path, build = _locate(name)
-    header = read_model_header(path)
-    _check_size(path, build)
-    engine = open_engine(path, context_tokens=context_tokens, state_folder=state_folder())
-    return Opened(build.label if build else path.name, engine, _sampling(header, build))
+    located = locate(name, context_tokens=context_tokens, kv_type=kv_type)
+    return open_located(located, context_tokens=context_tokens, kv_type=kv_type)
 
 
-def _locate(name: str | None) -> tuple[Path, Build | None]:
+def open_located(located: Located, *, context_tokens: int | None = None, kv_type: str = "f16") -> Opened:
+    """Load a file where it fits best into what is free now, and remember what that took."""
+    header = read_model_header(located.path)
+    _check_size(located.path, located.stored)
+    memory = probe_memory()
+    budget = Budget(memory.limit_bytes or memory.total_bytes, memory.available_bytes)
+    try:
+        engine = open_engine(
+            located.path,
+            context_tokens=context_tokens,
+            kv_type=kv_type,
+            state_folder=state_folder(),
+            budget=budget,
+        )
+    except DoesNotFit as error:
+        raise DoesNotFit(error.message, hint=_instead(located, error, context_tokens, kv_type)) from None
+    keep_load(machine_and_build(), located.path.absolute(), engine.info.load)
+    return Opened(located.label, engine, _sampling(header, located.stored), located.why)
+
+
+def _instead(located: Located, error: DoesNotFit, context_tokens: int | None, kv_type: str) -> str:
+    """The command that would work: the same file with less, another build of the model, another model."""
+    command = f"phi4local chat {shlex.quote(located.label if located.stored else str(located.path))}"
+    if error.options:
+        return f"{command} {' '.join(error.options)}"
+    smaller = fit(located.name, context=context_tokens, kv_type=kv_type) if located.stored else None
+    build = smaller.recommendation.build if smaller else None
+    if smaller and build:
+        here = any(one.installed for one in smaller.builds if one.build == build)
+        label = f"{located.name}:{build}"
+        return f"phi4local chat {label}" if here else f"{label} would fit: phi4local quantize FOLDER --to {build}"
+    return "A smaller model: phi4local fit phi-4-mini"
+
+
+def locate(name: str | None, *, context_tokens: int | None = None, kv_type: str = "f16") -> Located:
+    """Find what the user means; of several builds of a model the best that fits (NotFound, UsageError)."""
     if name and (name.endswith(".gguf") or "/" in name):
-        return _file(Path(name)), None
-    build = _newest(name)
-    return build.path, build
+        path = _file(Path(name))
+        return Located(path.name, path.name, path.name, path)
+    choices = _choices(name)
+    if len(choices) == 1:
+        return _located(choices[0], "")
+    answer = fit_files({build.manifest.build: build.path for build in choices}, context_tokens, kv_type)
+    best = next((build for build in choices if build.manifest.build == answer.build), choices[0])
+    return _located(best, answer.why)
 
 
-def _newest(name: str | None) -> Build:
-    """The build that was made last, of all or of one model; NAME:BUILD is that build."""
-    here = [build for build in builds() if name is None or build.manifest.name.lower() == name.lower()]
-    if here:
-        return max(here, key=lambda build: build.manifest.created)
-    if name is not None:
-        return _find(name)
-    raise NotFound("No model is here yet", hint="`phi4local demo` makes a tiny one, `phi4local quantize` a real one")
+def _located(build: Build, why: str) -> Located:
+    return Located(build.label, build.manifest.name, build.manifest.build, build.path, build, why)
+
+
+def _choices(name: str | None) -> list[Build]:
+    """The builds of a model, the newest first; of the newest model without a name."""
+    here = sorted(builds(), key=lambda build: build.manifest.created, reverse=True)
+    if name is None and here:
+        name = here[0].manifest.name
+    if name is None:
+        raise NotFound(
+            "No model is here yet", hint="`phi4local demo` makes a tiny one, `phi4local quantize` a real one"
+        )
+    return [build for build in here if build.manifest.name.lower() == name.lower()] or [_find(name)]
 
 
 def _find(name: str) -> Build:

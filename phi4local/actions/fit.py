@@ -79,11 +79,19 @@ def fit(name: str, *, context: int | None = None, kv_type: str = "f16") -> Fit:
     return answer
 
 
+def fit_files(files: dict[str, Path], context: int | None, kv_type: str) -> Recommendation:
+    """Which of the builds that are here to take (BackendError)."""
+    report = probe(home_folder())
+    wanted = tuple(Wanted(build, path=path) for build, path in files.items())
+    found, measured = ask(Question(None, wanted, main_room(report), context, kv_type))
+    return _fit(Subject("", None, 0, files), report, found, measured, kv_type).recommendation
+
+
 def ask(question: Question) -> tuple[Survey, Measured]:
     """Put a question to the engine; the first one on a machine measures its rates on the way."""
     engine = machine_and_build()
     measured = read_measured(engine)
-    found = survey(replace(question, calibrate=measured.rates is None), state_folder())
+    found = survey(replace(question, calibrate=question.calibrate or measured.rates is None), state_folder())
     if found.rates is not None:
         keep_rates(engine, found.rates)
         measured = replace(measured, rates=found.rates)
@@ -164,7 +172,7 @@ def _row(subject: Subject, one: Surveyed, report: Report, engine: EngineBuild, m
     published = READY_MADE.get(subject.name, {}).get(one.build)
     path = subject.files.get(one.build)
     place = one.placement
-    speed = predict(measured.rates, one.work, place, bandwidths(report, engine))
+    predicted = predict(measured.rates, one.work, place, bandwidths(report, engine))
     name = subject.name
     here = [
         bench
@@ -180,7 +188,8 @@ def _row(subject: Subject, one: Surveyed, report: Report, engine: EngineBuild, m
         gpu_layers=place.gpu_layers,
         short_bytes=place.short_bytes,
         most_context=one.most_context,
-        expected=corrected(speed, name, one.build, place.where, measured.benchmarks),
+        predicted=predicted,
+        expected=corrected(predicted, name, one.build, place.where, measured.benchmarks),
         installed=path is not None,
         ready_made=f"{published.repository}/{published.file}" if published else "",
     )
@@ -225,7 +234,9 @@ def _mlx_rows(config: Config, context: int, report: Report, found: Survey) -> It
             where=placement.where,
             gpu_layers=placement.gpu_layers if apple else 0,
             short_bytes=short_bytes,
-            expected=predict(None, Work(0, {}), placement, {name: speed for name, speed in bandwidth.items() if speed}),
+            predicted=predict(
+                None, Work(0, {}, {}), placement, {name: speed for name, speed in bandwidth.items() if speed}
+            ),
             note="by arithmetic" if apple else "runs on Apple Silicon only",
         )
 

@@ -24,7 +24,7 @@ from phi4local.backends.load_settings import Budget, LoadSettings
 from phi4local.backends.process import ENGINE_VARIABLES, Worker, WorkerDied, python_module
 from phi4local.backends.safe_mode import crash_remembered, machine_and_build, memory_file, remember_crash
 from phi4local.conversation import Message, ThinkSplitter
-from phi4local.engine import Chunk, EngineInfo, Finish, GenerationOptions, Load, Stats
+from phi4local.engine import Chunk, EngineInfo, Finish, GenerationOptions, Load, Stats, Timing
 from phi4local.errors import BackendError, FormatError, NotFound, Phi4LocalError, UsageError
 from phi4local.fit import Use
 
@@ -85,6 +85,21 @@ class LlamaCppEngine:
 
     def open_session(self) -> LlamaCppSession:
         return LlamaCppSession(self)
+
+    def time_tokens(self, prompt_tokens: int, generation_tokens: int) -> Timing:
+        """Measure reading and generating; what was in the cache is gone (BackendError)."""
+        request = {"op": "time", "prompt_tokens": prompt_tokens, "generation_tokens": generation_tokens}
+        with self._turn:
+            while True:
+                worker = self._running()
+                try:
+                    worker.send(request)
+                    event = _checked(worker.receive())
+                    self._prove_safe_mode()
+                    return Timing(**event["timing"])
+                except WorkerDied as death:
+                    if not self._recover(death, first=False):
+                        raise self._failure(death) from None
 
     def close(self) -> None:
         """End the worker; an answer that is still coming ends with a BackendError."""

@@ -159,6 +159,10 @@ class Timeline:
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._tokens, ids, strict=False)))
         return self._keep(min(common, len(ids) - 1))
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._keep(0)
+
     def read(self, ids: Sequence[int]) -> None:
         """Add a part of a prompt, in batches (BackendError, Cancelled).
 

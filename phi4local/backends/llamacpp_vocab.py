@@ -22,6 +22,7 @@ class LlamaVocabulary:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._piece = ctypes.create_string_buffer(_PIECE_BYTES)
+        self.size: int = llama.llama_vocab_n_tokens(handle)
         self.controls = self._read_controls()
         bos = llama.llama_vocab_bos(handle)
         self.bos = self.text(bos)
@@ -31,7 +32,7 @@ class LlamaVocabulary:
     def _read_controls(self) -> dict[str, int]:
         """All tokens marked CONTROL, and those marked USER_DEFINED that look like it."""
         found = {}
-        for token in range(llama.llama_vocab_n_tokens(self._handle)):
+        for token in range(self.size):
             attributes = llama.llama_vocab_get_attr(self._handle, token)
             if attributes & (llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_USER_DEFINED):
                 text = self.text(token)

@@ -2,8 +2,9 @@
 
     in    {"op": "load", "settings": {...}, "budget": {...}}
           {"op": "answer", "id": 1, "messages": [...], "options": {...}}
+          {"op": "time", "prompt_tokens": 512, "generation_tokens": 128}
           {"op": "cancel", "id": 1}           end of file: the parent is gone, and so is this process, at once
-    out   {"loaded": {...}}  {"rendered": {...}}  {"finish": {...}}  {"error": {...}}
+    out   {"loaded": {...}}  {"rendered": {...}}  {"finish": {...}}  {"timing": {...}}  {"error": {...}}
           and, for every piece of an answer, a bare JSON string
 
 The first thread only reads requests, so that a cancellation or the parent's death is seen while llama.cpp computes.
@@ -38,6 +39,7 @@ from phi4local.template import ChatTemplate
 # llama.cpp splits text with std::regex, which needs a stack frame for every letter of a word: 60,000 fill 8 MiB.
 _STACK_BYTES = (512 << 20, 64 << 20, 0)  # the largest that the system grants; 0: its default
 _BUG = 70
+_SHORT_PROMPT = 16  # before generation is timed
 Request = dict[str, Any]
 
 
@@ -128,11 +130,16 @@ class Desk:
         self._events = events
         self._log = NativeLog(2)
         self._answer_id = -1
+        self._rounds = 0
         self._pieces: dict[int, Piece] = {}
 
     def serve(self) -> None:
         """Serve until the process ends."""
-        operations: dict[str, Callable[[Request], None]] = {"load": self._load, "answer": self._answer}
+        operations: dict[str, Callable[[Request], None]] = {
+            "load": self._load,
+            "answer": self._answer,
+            "time": self._time,
+        }
         while True:
             request = self._inbox.next()
             self._log.listen()
@@ -165,6 +172,27 @@ class Desk:
         if not ids:  # llama.cpp would abort
             raise FormatError(f"The chat template of `{_name(self._model)}` writes nothing")
         self._events.send({"finish": self._speak(ids, GenerationOptions(**request["options"]))})
+
+    def _time(self, request: Request) -> None:
+        """Tokens in no order, then generation at the beginning of a timeline, whatever its end; nothing is kept."""
+        vocabulary = self._model.vocabulary.size
+        self._rounds += 1
+        ids = [(self._rounds + 7919 * place) % vocabulary for place in range(request["prompt_tokens"])]
+        self._timeline.clear()
+        start = time.perf_counter()
+        self._timeline.read(ids)
+        read_seconds = time.perf_counter() - start
+        self._timeline.clear()
+        self._timeline.read(ids[:_SHORT_PROMPT])
+        sampler = make_sampler(GenerationOptions())
+        start = time.perf_counter()
+        for _ in range(request["generation_tokens"]):
+            self._timeline.append(llama.llama_sampler_sample(sampler, self._timeline.context, -1))
+        llama.llama_synchronize(self._timeline.context)
+        seconds = time.perf_counter() - start
+        llama.llama_sampler_free(sampler)
+        self._timeline.clear()
+        self._events.send({"timing": {"prompt_seconds": read_seconds, "generation_seconds": seconds}})
 
     def _speak(self, ids: list[int], options: GenerationOptions) -> dict[str, Any]:
         """Read the prompt and answer it; how it ended and what it cost."""

@@ -75,6 +75,7 @@ def build_json(build: BuildFit) -> dict[str, Any]:
         "where": build.where,
         "gpu_layers": build.gpu_layers,
         "most_context": build.most_context,
+        "predicted_tps": build.predicted.generation_tps,
         "expected_tps": build.expected.generation_tps,
         "expected_prompt_tps": build.expected.prompt_tps,
         "measured_tps": build.measured.generation_tps,
@@ -120,10 +121,16 @@ _PLACES = {"gpu": "card", "cpu": "memory", "none": "nowhere"}
 
 
 def _speed(row: BuildFit) -> str:
-    """What was measured, or what is expected, marked with a tilde."""
-    if row.measured.generation_tps:
-        return rate(row.measured.generation_tps)
+    """What was measured, with the error of the prediction before; or what is expected, marked with a tilde."""
+    measured = row.measured.generation_tps
+    if measured:
+        return f"{rate(measured)} ({percent(row.predicted.generation_tps, measured)})"
     return f"~{rate(row.expected.generation_tps)}" if row.expected.generation_tps and row.where != "none" else ""
+
+
+def percent(predicted: float | None, measured: float | None) -> str:
+    """By how much a prediction was off what was measured: `+4 %`."""
+    return f"{predicted / measured - 1:+.0%}".replace("%", " %") if predicted and measured else ""
 
 
 def rate(tps: float) -> str:

@@ -23,6 +23,7 @@ COMMANDS = {
     "fit": "which builds of a model this machine can run, and how fast",
     "quantize": "make a build from a folder of official weights",
     "chat": "talk to a model in the terminal",
+    "bench": "how fast a build is on this machine, against what was predicted",
     "list": "the builds that are here",
     "show": "what a build is made of",
     "verify": "whether builds are undamaged",

@@ -62,18 +62,25 @@ def record(facts: Iterable[tuple[str, str]]) -> None:
         sys.stdout.write(f"{name:{width}}  {value}\n")
 
 
-def with_progress(work: Generator[Event, None, Result], describe: Callable[[Event], tuple[str, int, int]]) -> Result:
-    """Run work to its end with a bar on a terminal; `describe` gives (what, done bytes, total bytes) of an event."""
+def with_progress(
+    work: Generator[Event, None, Result], describe: Callable[[Event], tuple[str, int, int]], *, counted: bool = False
+) -> Result:
+    """Run work to its end with a bar on a terminal.
+
+    `describe` gives (what, done, total) of an event; the numbers are bytes, or things where they are `counted`.
+    """
     if not sys.stderr.isatty():
         return _drain(work)
     from rich import progress
     from rich.console import Console
 
+    amounts = (
+        [progress.MofNCompleteColumn()] if counted else [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+    )
     columns = (
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
+        *amounts,
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
