@@ -28,7 +28,11 @@ QUALITY = (
     ("Q2_K",),
 )
 _RANK = {build: rank for rank, builds in enumerate(QUALITY) for build in builds}
-_MEMORY_OF = {"gpu": "on the graphics card", "split": "in the card and the main memory", "cpu": "in the main memory"}
+_MEMORY_OF = {
+    "gpu": "on the graphics card",
+    "split": "into the card and the main memory together",
+    "cpu": "in the main memory",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,43 +76,49 @@ def recommend(builds: Sequence[BuildFit], context: int) -> Recommendation:
     Wholly on the cards comes before anything that the main memory has a part in; then quality; then the larger
     context; then the smaller file.
     """
-    known = [build for build in builds if build.build in _RANK]
+    known = [build for build in builds if build.format == "gguf" and build.memory]
     fitting = [build for build in known if build.where != "none"]
     if not fitting:
         return Recommendation(None, _nothing(known, context))
     on_cards = [build for build in fitting if build.where == "gpu"]
     best = min(on_cards or fitting, key=_order)
-    others = [build for build in known if build is not best and _RANK[build.build] <= _RANK[best.build]]
+    if len(known) == 1:
+        return Recommendation(best.build, f"{best.build} fits {_place(best, context)}")
+    others = [build for build in known if build is not best and _rank(build) <= _rank(best)]
     return Recommendation(best.build, _reason(best, others, context))
 
 
+def _rank(build: BuildFit) -> int:
+    return _RANK.get(build.build, len(_RANK))
+
+
 def _order(build: BuildFit) -> tuple[int, int, int]:
-    return _RANK[build.build], -build.most_context, build.file_bytes
+    return _rank(build), -build.most_context, build.file_bytes
+
+
+def _place(build: BuildFit, context: int) -> str:
+    size = memory_text(build.total.total_bytes)
+    return f"wholly {_MEMORY_OF[build.where]} with a context of {context} tokens ({size})"
 
 
 def _reason(best: BuildFit, better: Sequence[BuildFit], context: int) -> str:
     """Why the best is the best, and why what is better in quality is not."""
-    place = _MEMORY_OF[best.where]
-    said = (
-        f"{best.build} is the best quality that fits wholly {place} with a context of {context} tokens "
-        f"({memory_text(best.total.total_bytes)})"
-    )
-    equal = [build for build in better if _RANK[build.build] == _RANK[best.build] and build.where == best.where]
-    above = [build for build in better if _RANK[build.build] < _RANK[best.build]]
+    said = f"{best.build} is the best quality that fits {_place(best, context)}"
+    equal = [build for build in better if _rank(build) == _rank(best) and build.where == best.where]
+    above = [build for build in better if _rank(build) < _rank(best)]
     if equal:
         names = " and ".join(build.build for build in equal)
-        said += f"; {names} would be no better and leave less room"
-    elif above:
-        next_best = max(above, key=lambda build: _RANK[build.build])
-        said += f"; {next_best.build} would need {memory_text(next_best.total.total_bytes)}"
-        if next_best.where != "none":
-            said += f" and go {_MEMORY_OF[next_best.where]}"
-    return said
+        return f"{said}; {names} would be no better and take {memory_text(equal[0].total.total_bytes)}"
+    if not above:
+        return said
+    next_best = max(above, key=_rank)
+    said += f"; {next_best.build} would need {memory_text(next_best.total.total_bytes)}"
+    return said if next_best.where == "none" else f"{said} and go {_MEMORY_OF[next_best.where]}"
 
 
 def _nothing(builds: Sequence[BuildFit], context: int) -> str:
     if not builds:
-        return "No build of it is known"
+        return "No build of it can be made"
     least = min(builds, key=lambda build: build.short_bytes)
     return (
         f"Nothing fits with a context of {context} tokens: even {least.build} needs "

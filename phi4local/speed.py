@@ -19,6 +19,7 @@ from quant.ggml import TYPES
 
 # What generation with llama.cpp reaches of the bandwidth in a card's data sheet before a benchmark tells better.
 CARD_SHARE = 0.7
+_SIMILAR = 8.0  # speeds that differ by less have the same bottleneck
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +131,21 @@ def _rate(rates: Rates, kind: str) -> Rate:
 
 
 def corrected(speed: Speed, name: str, build: str, where: str, benchmarks: Sequence[Benchmark]) -> Speed:
-    """The prediction after what benchmarks have shown: of this build, else of other builds in the same place."""
-    same = [one for one in benchmarks if (one.name, one.build, one.where) == (name, build, where)]
-    alike = same or [one for one in benchmarks if one.where == where]
+    """The prediction after what benchmarks have shown: of this very build, else of those of a similar speed.
+
+    What makes a tiny model slower than predicted says nothing about a large one.
+    """
+    there = [one for one in benchmarks if one.where == where]
+    same = [one for one in there if (one.name, one.build) == (name, build)]
+    alike = same or [one for one in there if _are_similar(one.predicted.generation_tps, speed.generation_tps)]
     return Speed(
         _scaled(speed.generation_tps, [(one.measured.generation_tps, one.predicted.generation_tps) for one in alike]),
         _scaled(speed.prompt_tps, [(one.measured.prompt_tps, one.predicted.prompt_tps) for one in alike]),
     )
+
+
+def _are_similar(one: float | None, other: float | None) -> bool:
+    return one is not None and other is not None and 1 / _SIMILAR < one / other < _SIMILAR
 
 
 def _scaled(tps: float | None, pairs: Sequence[tuple[float | None, float | None]]) -> float | None:

@@ -80,9 +80,8 @@ def measure(folder: Path, *, safe_mode: bool) -> Rates:
     # Looking at each layer costs as much as half a small one: a token without that tells how much.
     token_seconds = _token_seconds(settings(small.skeleton))
     unseen = token_seconds / small.token
-    regression = statistics.linear_regression(
-        small.skeleton.layer_bytes, [seconds * unseen for seconds in small.layers]
-    )
+    unseen_layers = [seconds * unseen for seconds in small.layers]
+    regression = statistics.linear_regression(small.skeleton.layer_bytes, unseen_layers)
     prompt = (small.skeleton.weights, statistics.fmean(small.prompt) * unseen)
     gain = _gain(large, wide)
     rates: dict[str, Rate] = {}
