@@ -30,9 +30,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def gib(size_bytes: float) -> str:
-    """A column of memory sizes in GiB: `gib(3 << 30) == "3.00"`."""
-    size = size_bytes / (1 << 30)
-    return f"{size:.1f}" if size >= 100 else f"{size:.2f}"

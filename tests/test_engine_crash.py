@@ -35,7 +35,8 @@ for line in sys.stdin:
     if request["op"] == "load":
         safe = request["settings"]["safe_mode"]
         reach("load")
-        say({{"loaded": {{"description": f"safe {{safe}}", "context_sizes": [256]}}}})
+        load = dict(where="cpu", gpu_layers=0, layers=1, kv_type="f16", context_tokens=256, predicted={{}}, took={{}})
+        say({{"loaded": {{"description": f"safe {{safe}}", "context_sizes": [256], "load": load}}}})
     elif request["op"] == "answer":
         reach("template")
         say({{"rendered": {{"thinking": False}}}})

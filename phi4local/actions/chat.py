@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hardware.probe import probe_memory
-from phi4local.actions.fit import fit, fit_files
+from phi4local.actions.fit import SMALLEST, fit, fit_files
 from phi4local.backends import open_engine
 from phi4local.backends.load_settings import Budget
 from phi4local.backends.safe_mode import machine_and_build
@@ -44,7 +44,7 @@ class Opened:
     label: str
     engine: Engine
     options: GenerationOptions
-    why: str
+    why: str = ""
 
 
 def open_model(name: str | None, *, context_tokens: int | None = None, kv_type: str = "f16") -> Opened:
@@ -87,7 +87,7 @@ def _instead(located: Located, error: DoesNotFit, context_tokens: int | None, kv
         here = any(one.installed for one in smaller.builds if one.build == build)
         label = f"{located.name}:{build}"
         return f"phi4local chat {label}" if here else f"{label} would fit: phi4local quantize FOLDER --to {build}"
-    return "A smaller model: phi4local fit phi-4-mini"
+    return f"A smaller model: phi4local fit {SMALLEST}"
 
 
 def locate(name: str | None, *, context_tokens: int | None = None, kv_type: str = "f16") -> Located:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +11,6 @@ from pathlib import Path
 from hardware.probe import probe
 from hardware.report import EngineBuild, Report
 from phi4local.actions.probe import Machine, missing
-from phi4local.backends.load_settings import KV_TYPES
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.backends.survey import Question, Survey, Surveyed, Wanted, survey
 from phi4local.catalog import MODELS, READY_MADE, find_model, model_name
@@ -28,7 +28,7 @@ from quant.ggml import BUILDS
 from quant.metadata import config_of
 from quant.sound import read_model_header
 
-DEFAULT_MODEL = "phi-4"
+DEFAULT_MODEL, SMALLEST = "phi-4", "phi-4-mini"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,6 @@ def fit(name: str, *, context: int | None = None, kv_type: str = "f16") -> Fit:
 
     (NotFound, UsageError, FormatError, BackendError)
     """
-    if kv_type not in KV_TYPES:
-        raise UsageError(f"No KV type called `{kv_type}`", hint=f"One of {', '.join(KV_TYPES)}")
     subject = find_subject(name)
     if context and subject.config and context > subject.config.context:
         raise UsageError(
@@ -118,7 +116,11 @@ def find_subject(name: str) -> Subject:
         here |= {one.manifest.build: one.path for one in builds() if one.manifest.name == model.name}
         return _narrowed(Subject(model.name, model.config, model.header_bytes, here), build)
     if not here:
-        raise NotFound(f"No model called `{title}` is known", hint=f"phi4local fit {DEFAULT_MODEL}")
+        known = [model.name for model in MODELS] + [one.manifest.name for one in builds()]
+        near = difflib.get_close_matches(title.lower(), known, 1, 0.5)
+        raise NotFound(
+            f"No model called `{title}` is known", hint=f"phi4local fit {near[0] if near else DEFAULT_MODEL}"
+        )
     return _narrowed(_stored(title, here), build)
 
 

@@ -16,7 +16,7 @@ from hardware.report import plain
 from phi4local.backends.devices import devices
 from phi4local.errors import BackendError
 
-_DEBUG = 1  # ggml's log level
+_DEBUG, _ERROR = 1, 4  # ggml's log levels
 # `[  12/ 243]               blk.1.attn_qkv.weight - [ 5120,  7680,     1,     1], type =   bf16, size = ... (q4_K)`
 _LINE = re.compile(r"\[ *\d+/ *\d+\] +(\S+) +- \[[^\]]*\], type = +(\w+), size = [^(\n]*(?:\((\w+)\))?")
 
@@ -25,6 +25,7 @@ class Log:
     """What llama.cpp says, kept until it is forgotten. One for a process."""
 
     def __init__(self) -> None:
+        self.errors: list[str] = []
         self._texts: list[str] = []
         self._callback = llama.llama_log_callback(self._keep)  # must live as long as the library
         llama.llama_log_set(self._callback, None)
@@ -32,6 +33,7 @@ class Log:
     def forget(self) -> None:
         """Begin anew."""
         self._texts.clear()
+        self.errors.clear()
 
     def text(self) -> str:
         """All that was said."""
@@ -40,6 +42,8 @@ class Log:
     def _keep(self, level: int, text: bytes, _data: object) -> None:
         if level != _DEBUG:
             self._texts.append(text.decode(errors="replace"))
+        if level == _ERROR:
+            self.errors.append(text.decode(errors="replace").strip())
 
 
 def tensor_types(skeleton: Path, file_type: int, log: Log) -> dict[str, str]:

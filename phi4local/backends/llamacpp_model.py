@@ -31,6 +31,7 @@ _LOG_BYTES = 1 << 20
 _VALUE_BYTES = 1 << 20
 _DEBUG, _ERROR, _CONTINUED = 1, 4, 5  # ggml's log levels
 _MEMORY_SIGNS = ("failed to allocate", "unable to allocate", "out of memory")
+CANNOT_LOAD = "The engine cannot load the model"
 _NO_ABORT = llama.ggml_abort_callback()
 
 
@@ -75,6 +76,15 @@ def wanted_context(settings: LoadSettings, trained_tokens: int) -> int:
     return wanted
 
 
+def failure(what: str, errors: Sequence[str]) -> BackendError | InsufficientResources:
+    """What the engine's errors mean; the first one is the reason."""
+    said = " ".join(errors).lower()
+    reason = f"{what}: {errors[0] if said else 'it does not say why'}"
+    if any(sign in said for sign in _MEMORY_SIGNS):
+        return InsufficientResources(reason, hint="Choose a smaller build or a smaller `--context`")
+    return BackendError(reason, hint="`phi4local verify` finds a damaged build; `--context` takes less memory")
+
+
 class LlamaModel:
     """Loaded weights (BackendError, InsufficientResources when they do not load; UsageError for a wrong context)."""
 
@@ -84,7 +94,7 @@ class LlamaModel:
         llama.llama_backend_init()
         self.handle = llama.llama_model_load_from_file(os.fsencode(settings.path), model_params(settings))
         if not self.handle:
-            raise self.failure("The engine cannot load the model")
+            raise self.failure(CANNOT_LOAD)
         self.vocabulary = LlamaVocabulary(llama.llama_model_get_vocab(self.handle))
         self.trained_tokens: int = llama.llama_model_n_ctx_train(self.handle)
         self.context_sizes = self._context_sizes()
@@ -105,12 +115,8 @@ class LlamaModel:
         return self._text(lambda model, buffer, size: llama.llama_model_meta_val_str(model, key.encode(), buffer, size))
 
     def failure(self, what: str) -> BackendError | InsufficientResources:
-        """The error to raise after the engine refused something; its first complaint is the reason."""
-        said = " ".join(self.log.errors).lower()
-        reason = f"{what}: {self.log.errors[0] if said else 'it does not say why'}"
-        if any(sign in said for sign in _MEMORY_SIGNS):
-            return InsufficientResources(reason, hint="Choose a smaller build or a smaller `--context`")
-        return BackendError(reason, hint="`phi4local verify` finds a damaged build; `--context` takes less memory")
+        """The error to raise after the engine refused something."""
+        return failure(what, self.log.errors)
 
     def _text(self, ask: Callable[[Any, Any, int], int], room: int = _VALUE_BYTES) -> str:
         buffer = ctypes.create_string_buffer(room)

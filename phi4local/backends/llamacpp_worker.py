@@ -149,7 +149,7 @@ class Desk:
                 self._events.send({"error": {"type": type(error).__name__, **vars(error)}})
 
     def _load(self, request: Request) -> None:
-        placed = place_file(LoadSettings(**request["settings"]), Budget(**request["budget"]))
+        placed = place_file(LoadSettings(**request["settings"]), Budget(**request["budget"]), self._log.errors)
         self._log.listen()  # what was only asked is no complaint
         self._model = LlamaModel(placed.settings, self._log)
         self._timeline = Timeline(self._model, self._cancelled)

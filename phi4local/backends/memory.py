@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ import llama_cpp.llama_cpp as llama
 from llama_cpp._ggml import libggml
 
 from phi4local.backends.devices import cards
+from phi4local.backends.llamacpp_model import CANNOT_LOAD, failure
 from phi4local.backends.llamacpp_params import context_params, model_params
 from phi4local.backends.load_settings import LoadSettings
 from phi4local.errors import BackendError
@@ -95,10 +96,14 @@ def by_device(found: dict[str, tuple[str, Use]]) -> Memory:
 
 
 class Inquiry:
-    """Asks what a file would take, by a load that allocates nothing (BackendError where llama.cpp refuses it)."""
+    """Asks what a file would take, by a load that allocates nothing (BackendError where llama.cpp refuses it).
 
-    def __init__(self, settings: LoadSettings) -> None:
+    `errors` is where the process keeps what llama.cpp complains of.
+    """
+
+    def __init__(self, settings: LoadSettings, errors: Sequence[str]) -> None:
         self._settings = settings
+        self._errors = errors
         self._model: Any = None
         self._gpu_layers = _ALL_LAYERS
         self._has_cards = bool(cards())
@@ -116,7 +121,7 @@ class Inquiry:
             self._load(gpu_layers)
             context = llama.llama_init_from_model(self._model, context_params(self._settings, context_tokens))
             if not context:
-                raise BackendError(f"The engine cannot make a context of {context_tokens} tokens")
+                raise failure(f"The engine cannot make a context of {context_tokens} tokens", self._errors)
             self._answers[key] = buffers(context)
             llama.llama_free(context)
         return self._answers[key]
@@ -152,5 +157,5 @@ class Inquiry:
         params.load_mode = llama.LLAMA_LOAD_MODE_NONE  # with any other, no_alloc ends the process
         self._model = llama.llama_model_load_from_file(os.fsencode(settings.path), params)
         if not self._model:
-            raise BackendError("The engine cannot read the model")
+            raise failure(CANNOT_LOAD, self._errors)
         self._gpu_layers = gpu_layers

@@ -36,7 +36,7 @@ class Placed:
     resident_bytes: int
 
 
-def place_file(settings: LoadSettings, budget: Budget) -> Placed:
+def place_file(settings: LoadSettings, budget: Budget, errors: Sequence[str]) -> Placed:
     """Find the fastest place that holds the model (DoesNotFit; UsageError for a wrong context)."""
     facts = [card.facts for card in cards()]
     main = Room(
@@ -46,7 +46,7 @@ def place_file(settings: LoadSettings, budget: Budget) -> Placed:
     )
     room = rooms(main, facts, budget.replaced)
     settings = replace(settings, split=tuple(float(one.usable_bytes) for one in room[1:]))
-    inquiry = Inquiry(settings)
+    inquiry = Inquiry(settings, errors)
     try:
         layers, context = inquiry.layers, wanted_context(settings, inquiry.trained_tokens)
         if settings.gpu_layers < 0:
@@ -79,7 +79,7 @@ def _refusal(settings: LoadSettings, placement: Placement, context: int, room: S
 
 def _offer(settings: LoadSettings, context: int, most: int, room: Sequence[Room]) -> tuple[str, ...]:
     """Arguments with which it fits; `context` 0: the largest below `most` that does."""
-    inquiry = Inquiry(settings)
+    inquiry = Inquiry(settings, ())
     try:
         placement = place(inquiry, inquiry.layers, context or min(_LEAST_CONTEXT, most), room)
         if placement.short_bytes:
@@ -93,7 +93,7 @@ def _offer(settings: LoadSettings, context: int, most: int, room: Sequence[Room]
 
 def loaded(placed: Placed, context: Any, context_tokens: int) -> Load:
     """What the load took, beside what it was said to take with the context that is open now."""
-    inquiry = Inquiry(placed.settings)
+    inquiry = Inquiry(placed.settings, ())
     try:
         predicted = inquiry.buffers(placed.settings.gpu_layers, context_tokens)
     finally:

@@ -86,7 +86,8 @@ def _forked(folder: Path, *, safe_mode: bool) -> tuple[Rates | None, str]:
 def _survey(wanted: Wanted, question: Question, room: list[Room], files: _Files) -> Surveyed:
     path, size_bytes, tensors = files.stored(wanted.path) if wanted.path else files.skeleton(wanted)
     split = tuple(float(one.usable_bytes) for one in room if one.device != HOST)
-    inquiry = Inquiry(LoadSettings(str(path), kv_type=question.kv_type, safe_mode=question.safe_mode, split=split))
+    settings = LoadSettings(str(path), kv_type=question.kv_type, safe_mode=question.safe_mode, split=split)
+    inquiry = Inquiry(settings, files.log.errors)
     try:
         context = min(question.context or DEFAULT_CONTEXT_TOKENS, inquiry.trained_tokens)
         placement = place(inquiry, inquiry.layers, context, room)
@@ -105,7 +106,7 @@ class _Files:
         self._config = config
         self._source = folder / "source.gguf"
         self._path = folder / "build.gguf"
-        self._log = log
+        self.log = log
 
     def stored(self, path: Path) -> tuple[Path, int, Tensors]:
         """A build that is here."""
@@ -129,7 +130,7 @@ class _Files:
             return types
         if not self._source.exists():
             write_skeleton(self._source, config, "BF16", types)
-        named = tensor_types(self._source, BUILDS[wanted.build], self._log)
+        named = tensor_types(self._source, BUILDS[wanted.build], self.log)
         types = {name: TYPES[kind] for name, kind in named.items()}
         return published_types(wanted.build, types) if wanted.published else types
 

@@ -14,10 +14,13 @@ import sys
 from phi4local.actions.chat import Opened, open_model
 from phi4local.cli import output
 from phi4local.cli.arguments import add_context, tokens
+from phi4local.cli.show import load_json
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Finish, GenerationOptions, Stats
 from phi4local.errors import Phi4LocalError, UsageError
+from phi4local.fit import total
 from phi4local.printing import printable_lines
+from phi4local.units import memory
 from ui.interrupts import cancelling
 from ui.lines import Lines
 
@@ -89,8 +92,7 @@ def _converse(opened: Opened, options: GenerationOptions, system: str | None) ->
         import readline  # noqa: F401  gives input() its line editing and history
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a byte that is no UTF-8 must not end the chat
-    info = opened.engine.info
-    output.say(f"{opened.label} on {info.backend}, context {info.context_tokens} tokens")
+    _say_load(opened)
     _say_notes(opened)
     dim = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     Lines(opened.engine.open_session(), options, system, dim=dim).run()
@@ -101,6 +103,8 @@ def _answer(opened: Opened, messages: list[Message], options: GenerationOptions,
 
     An engine that fails in the middle ends the JSON with finish_reason `error`, and the program with the error.
     """
+    if not as_json:
+        _say_load(opened)
     said: dict[str, list[str]] = {"answer": [], "thinking": []}
     finish, failure = Finish("error", Stats(0, 0, 0, 0.0, 0.0, 0.0)), None
     session = opened.engine.open_session()
@@ -116,11 +120,20 @@ def _answer(opened: Opened, messages: list[Message], options: GenerationOptions,
     except Phi4LocalError as error:
         failure = error
     text = "".join(said["answer"])
-    _end(text, "".join(said["thinking"]), finish, failure, as_json=as_json)
+    if as_json:
+        _end_json(opened, text, "".join(said["thinking"]), finish, failure)
+    elif text or not failure:
+        sys.stdout.write("\n")
+    sys.stdout.flush()
     _say_notes(opened)
+    _end(finish, failure, begun=bool(text), as_json=as_json)
+
+
+def _end(finish: Finish, failure: Phi4LocalError | None, *, begun: bool, as_json: bool) -> None:
+    """How the program ends after its answer."""
+    if failure and begun:
+        output.say("The answer is incomplete")
     if failure:
-        if text:
-            output.say("The answer is incomplete")
         raise failure
     if finish.reason == "cancelled":
         raise KeyboardInterrupt
@@ -128,21 +141,34 @@ def _answer(opened: Opened, messages: list[Message], options: GenerationOptions,
         output.say("The answer was cut off: the limit or the end of the context is reached")
 
 
-def _end(text: str, thinking: str, finish: Finish, failure: Phi4LocalError | None, *, as_json: bool) -> None:
-    """Whole lines on stdout, before anything is said on stderr; nothing where nothing came before a failure."""
-    if as_json and (text or not failure):
+def _end_json(opened: Opened, text: str, thinking: str, finish: Finish, failure: Phi4LocalError | None) -> None:
+    """The contract's object; nothing where nothing came before a failure."""
+    if text or not failure:
         facts = {"text": text, "finish_reason": finish.reason, "thinking": thinking}
         told = {"error": failure.message} if failure else {}
-        output.emit_json(facts | dataclasses.asdict(finish.stats) | told)
-    elif text or not failure:
-        sys.stdout.write("\n")
-    sys.stdout.flush()
+        load = {"load": load_json(opened.engine.info.load)}
+        output.emit_json(facts | dataclasses.asdict(finish.stats) | told | load)
 
 
 def _show(chunk: Chunk) -> None:
     stream = sys.stderr if chunk.kind == "thinking" else sys.stdout
     stream.write(printable_lines(chunk.text) if stream.isatty() else chunk.text)
     stream.flush()
+
+
+def _say_load(opened: Opened) -> None:
+    """What was chosen and why, and what it took against what was predicted."""
+    info = opened.engine.info
+    load = info.load
+    took, predicted = total(load.took).total_bytes, total(load.predicted).total_bytes
+    share = f"{load.gpu_layers} of {load.layers + 1} layers on the card"
+    place = {"gpu": "on the card", "split": share}.get(load.where, "in the main memory")
+    output.say(
+        f"{opened.label} on {info.backend}, {place}, context {info.context_tokens} tokens, KV cache {load.kv_type}: "
+        f"takes {memory(took)}, {memory(predicted)} predicted"
+    )
+    if opened.why:
+        output.say(f"{opened.why}")
 
 
 def _say_notes(opened: Opened) -> None:

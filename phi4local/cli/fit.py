@@ -6,13 +6,13 @@ import argparse
 import dataclasses
 from typing import Any
 
-from phi4local.actions.fit import DEFAULT_MODEL, Fit, fit
+from phi4local.actions.fit import DEFAULT_MODEL, SMALLEST, Fit, fit
 from phi4local.cli import output
 from phi4local.cli.arguments import add_context
 from phi4local.cli.probe import machine_json
 from phi4local.fit import HOST, Room
 from phi4local.recommend import BuildFit
-from phi4local.units import file_size, gib, memory
+from phi4local.units import file_size, memory
 
 _BAR_CELLS = 16
 _HEADS = ("build", "file", "weights", "KV", "comp.", "goes to", "token/s", "")
@@ -91,14 +91,19 @@ def show(answer: Fit) -> None:
     """The table for people, 80 columns wide."""
     for room in answer.rooms:
         output.say(_room(room))
-    output.heading(f"{answer.model}, context {answer.context} tokens, KV cache {answer.kv_type} (memory in GiB)")
     rows = [row for row in answer.builds if row.format == "gguf" or not row.note.startswith("runs")]
     usable = sum(room.usable_bytes for room in answer.rooms if not room.shares_main)
-    output.table(_HEADS, [_cells(row, answer, usable) for row in rows], right=(1, 2, 3, 4, 6))
+    unit, name = (1 << 30, "GiB") if any(row.total.total_bytes >= 1 << 30 for row in rows) else (1 << 20, "MiB")
+    output.heading(f"{answer.model}, context {answer.context} tokens, KV cache {answer.kv_type} (memory in {name})")
+    output.table(_HEADS, [_cells(row, answer, usable, unit) for row in rows], right=(1, 2, 3, 4, 6))
     output.say(_legend(answer, rows))
     output.paragraph(f"\n{answer.recommendation.why}.")
     if answer.offer:
         output.say(f"hint: phi4local fit {answer.model} {answer.offer}")
+    elif answer.recommendation.build is None and answer.model != SMALLEST:
+        output.say(f"hint: phi4local fit {SMALLEST}")
+    for note in answer.machine.report.notes:
+        output.say(f"note: {note}")
     for item in answer.machine.missing:
         output.say(f"missing: {item.fact}\nhint: {item.command}")
 
@@ -109,11 +114,11 @@ def _room(room: Room) -> str:
     return f"{name}: {sizes}; {memory(room.margin_bytes)} of it stay free"
 
 
-def _cells(row: BuildFit, answer: Fit, usable_bytes: int) -> list[str]:
+def _cells(row: BuildFit, answer: Fit, usable_bytes: int, unit: int) -> list[str]:
     use = row.total
     mark = ">" if row.build == answer.recommendation.build else "*" if row.installed else " "
     place = f"{row.gpu_layers} on card" if row.where == "split" else _PLACES[row.where]
-    sizes = [gib(use.weights_bytes), gib(use.kv_bytes), gib(use.compute_bytes)] if use.total_bytes else ["?"] * 3
+    sizes = [f"{size / unit:.2f}" for size in (use.weights_bytes, use.kv_bytes, use.compute_bytes)]
     return [f"{mark} {row.build}", file_size(row.file_bytes), *sizes, place, _speed(row), bar(row, usable_bytes)]
 
 

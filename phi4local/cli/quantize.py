@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ def manifest_json(build: Build) -> dict[str, Any]:
     return {key: getattr(manifest, key) for key in Manifest.__annotations__} | {"path": str(build.path.absolute())}
 
 
-def show_manifest(build: Build) -> None:
-    """A build's birth certificate for people."""
+def show_manifest(build: Build, more: Iterable[tuple[str, str]] = ()) -> None:
+    """A build's birth certificate for people, and what else is to be said of it."""
     manifest = build.manifest
     files = manifest.source["files"]
     output.record(
@@ -90,6 +91,7 @@ def show_manifest(build: Build) -> None:
             *((f"  {entry['name']}", entry["sha256"]) for entry in files if entry["name"].endswith(".safetensors")),
             ("Repairs", str(len(manifest.repairs)) if manifest.repairs else "none needed"),
             *_repairs(manifest.repairs),
+            *more,
         ]
     )
 
