@@ -91,7 +91,12 @@ def rooms(main: Room, cards: Sequence[EngineDevice], replaced: Mapping[str, int]
 
 def shares_main(card: EngineDevice) -> bool:
     """Whether a card takes its memory from the main memory: an integrated one, and Apple's."""
-    return card.kind == "igpu" or card.name.startswith(("MTL", "Metal"))
+    return card.kind == "igpu" or is_metal(card.name)
+
+
+def is_metal(device: str) -> bool:
+    """Whether the engine's device of this name is Apple's."""
+    return device.startswith(("MTL", "Metal"))
 
 
 def choose_cards(devices: Sequence[EngineDevice]) -> list[EngineDevice]:

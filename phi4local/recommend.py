@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from phi4local.fit import Memory, Use, Where, total
+from phi4local.fit import HOST, Memory, Use, Where, is_metal, total
 from phi4local.speed import Speed
 from phi4local.units import memory as memory_text
 
@@ -28,11 +28,6 @@ QUALITY = (
     ("Q2_K",),
 )
 _RANK = {build: rank for rank, builds in enumerate(QUALITY) for build in builds}
-_MEMORY_OF = {
-    "gpu": "on the graphics card",
-    "split": "into the card and the main memory together",
-    "cpu": "in the main memory",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +69,7 @@ def recommend(builds: Sequence[BuildFit], context: int) -> Recommendation:
     """The best of these builds at this context.
 
     Wholly on the cards comes before anything that the main memory has a part in; then quality; then the larger
-    context; then the smaller file.
+    context, where the context and the layers do not compete for a card; then the smaller file.
     """
     known = [build for build in builds if build.format == "gguf" and build.memory]
     fitting = [build for build in known if build.where != "none"]
@@ -93,12 +88,22 @@ def _rank(build: BuildFit) -> int:
 
 
 def _order(build: BuildFit) -> tuple[int, int, int]:
-    return _rank(build), -build.most_context, build.file_bytes
+    return _rank(build), 0 if build.where == "split" else -build.most_context, build.file_bytes
 
 
 def _place(build: BuildFit, context: int) -> str:
     size = memory_text(build.total.total_bytes)
-    return f"wholly {_MEMORY_OF[build.where]} with a context of {context} tokens ({size})"
+    return f"wholly {_memory_of(build)} with a context of {context} tokens ({size})"
+
+
+def _memory_of(build: BuildFit) -> str:
+    cards = [device for device in build.memory if device != HOST]
+    card = f"graphics card{'s' if len(cards) > 1 else ''}"
+    if build.where == "cpu":
+        return "in the main memory"
+    if build.where == "split":
+        return f"into the {card} and the main memory together"
+    return "in the memory that Metal may use" if any(map(is_metal, cards)) else f"on the {card}"
 
 
 def _reason(best: BuildFit, better: Sequence[BuildFit], context: int) -> str:
@@ -107,13 +112,12 @@ def _reason(best: BuildFit, better: Sequence[BuildFit], context: int) -> str:
     equal = [build for build in better if _rank(build) == _rank(best) and build.where == best.where]
     above = [build for build in better if _rank(build) < _rank(best)]
     if equal:
-        names = " and ".join(build.build for build in equal)
-        return f"{said}; {names} would be no better and take {memory_text(equal[0].total.total_bytes)}"
+        return f"{said}; {' and '.join(build.build for build in equal)} would be no better and take more"
     if not above:
         return said
     next_best = max(above, key=_rank)
     said += f"; {next_best.build} would need {memory_text(next_best.total.total_bytes)}"
-    return said if next_best.where == "none" else f"{said} and go {_MEMORY_OF[next_best.where]}"
+    return said if next_best.where == "none" else f"{said} and go {_memory_of(next_best)}"
 
 
 def _nothing(builds: Sequence[BuildFit], context: int) -> str:

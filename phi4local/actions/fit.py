@@ -227,7 +227,7 @@ def _mlx_rows(config: Config, context: int, report: Report, found: Survey) -> It
         memory = {card.device if card else "Metal": use}
         short_bytes = overflow(memory, [found.rooms[0], card]) if apple and card else use.total_bytes
         placement = Placement("none" if short_bytes else "gpu", config.layers + 1, memory, short_bytes)
-        bandwidth = {card.device: apple.bandwidth_bytes_per_second or 0} if apple and card else {}
+        bandwidth = {card.device: apple.bandwidth_bytes_per_second or 0} if apple and card and not short_bytes else {}
         yield BuildFit(
             build=f"mlx-{bits}bit",
             format="mlx",

@@ -185,10 +185,13 @@ class LlamaCppEngine:
         if self._worker is not None:
             self._worker.stop()
         self._worker = worker = Worker(self._host.command, self._host.state_folder / _LOG, ENGINE_VARIABLES)
-        seconds = self._host.deadlines.load_seconds + self._path.stat().st_size / _LOAD_BYTES_PER_SECOND
+        load = {"op": "load", "settings": asdict(self._settings), "budget": asdict(self._budget)}
+        seconds = self._host.deadlines.load_seconds
         try:
             with worker.deadline("load", seconds):
-                worker.send({"op": "load", "settings": asdict(self._settings), "budget": asdict(self._budget)})
+                worker.send(load)
+                placed_bytes = _checked(worker.receive())["placed"]
+            with worker.deadline("load", seconds + placed_bytes / _LOAD_BYTES_PER_SECOND):
                 self._loaded = _checked(worker.receive())["loaded"]
         except BaseException:
             worker.stop()

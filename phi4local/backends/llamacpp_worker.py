@@ -4,7 +4,8 @@
           {"op": "answer", "id": 1, "messages": [...], "options": {...}}
           {"op": "time", "prompt_tokens": 512, "generation_tokens": 128}
           {"op": "cancel", "id": 1}           end of file: the parent is gone, and so is this process, at once
-    out   {"loaded": {...}}  {"rendered": {...}}  {"finish": {...}}  {"timing": {...}}  {"error": {...}}
+    out   {"placed": bytes that it will take}  {"loaded": {...}}  {"rendered": {...}}  {"finish": {...}}
+          {"timing": {...}}  {"error": {...}}
           and, for every piece of an answer, a bare JSON string
 
 The first thread only reads requests, so that a cancellation or the parent's death is seen while llama.cpp computes.
@@ -150,6 +151,7 @@ class Desk:
 
     def _load(self, request: Request) -> None:
         placed = place_file(LoadSettings(**request["settings"]), Budget(**request["budget"]), self._log.errors)
+        self._events.send({"placed": placed.placement.total.total_bytes})
         self._log.listen()  # what was only asked is no complaint
         self._model = LlamaModel(placed.settings, self._log)
         self._timeline = Timeline(self._model, self._cancelled)

@@ -18,11 +18,12 @@ from phi4local.backends.load_settings import Budget, LoadSettings
 from phi4local.backends.memory import MAPPED, Inquiry, buffers, by_device
 from phi4local.engine import Load
 from phi4local.errors import DoesNotFit
-from phi4local.fit import HOST, Memory, Placement, Room, most_context, overflow, place, rooms
+from phi4local.fit import HOST, Memory, Placement, Room, Use, Where, most_context, overflow, place, rooms
 from phi4local.units import memory as memory_text
 
 _UNKNOWN_BYTES = 1 << 62
 _LEAST_CONTEXT = 1024  # less is not offered
+_OFFERED_SHARE = 0.97
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ def place_file(settings: LoadSettings, budget: Budget, errors: Sequence[str]) ->
             placement = place(inquiry, layers, context, room)
         else:
             memory = inquiry(settings.gpu_layers, context)
-            placement = Placement("cpu", settings.gpu_layers, memory, overflow(memory, room))
+            where: Where = "cpu" if not settings.gpu_layers else "gpu" if settings.gpu_layers > layers else "split"
+            placement = Placement(where, settings.gpu_layers, memory, overflow(memory, room))
     finally:
         inquiry.close()
     if placement.short_bytes:
@@ -69,7 +71,9 @@ def _refusal(settings: LoadSettings, placement: Placement, context: int, room: S
     smaller = replace(settings, kv_type="q8_0")
     wishes = [(smaller, context)] if settings.kv_type in ("f16", "f32") else []
     wishes += [(settings, 0), (smaller, 0)]
-    offers = (_offer(wish, wanted, context, room) for wish, wanted in wishes)
+    # Free memory is never the same twice: what is offered must still fit when the user has typed it.
+    less = [replace(one, free_bytes=int(one.free_bytes * _OFFERED_SHARE)) for one in room]
+    offers = (_offer(wish, wanted, context, less) for wish, wanted in wishes)
     return DoesNotFit(
         f"`{Path(settings.path).name}` needs {memory_text(placement.total.total_bytes)} of memory with a context of "
         f"{context} tokens; {memory_text(usable)} can be used ({memory_text(margin)} more stay free)",
@@ -99,11 +103,13 @@ def loaded(placed: Placed, context: Any, context_tokens: int) -> Load:
     finally:
         inquiry.close()
     found = buffers(context)
+    # The window on the file reaches over tensors that have gone elsewhere; only those that stay are used there.
+    stay_bytes = by_device(predicted).get(HOST, Use()).weights_bytes - sum(
+        use.weights_bytes for name, (device, use) in found.items() if device == HOST and not name.endswith(MAPPED)
+    )
     for name, (device, use) in found.items():
-        if name.endswith(MAPPED):
-            # The window on the file reaches over tensors that have gone elsewhere; only the others are used there.
-            _, stays = predicted.get(name.removesuffix(MAPPED), (device, use))
-            found[name] = (device, replace(use, weights_bytes=min(use.weights_bytes, stays.weights_bytes)))
+        if device == HOST and name.endswith(MAPPED):
+            found[name] = (device, replace(use, weights_bytes=min(use.weights_bytes, stay_bytes)))
     free = _free()
     return Load(
         where=placed.placement.where,
