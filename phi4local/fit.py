@@ -106,8 +106,7 @@ def choose_cards(devices: Sequence[EngineDevice]) -> list[EngineDevice]:
     """
     found = [device for device in devices if device.kind == "gpu"]
     found = found or [device for device in devices if device.kind == "igpu"][:1]
-    first = {device.bus_id or device.name: device for device in reversed(found)}
-    return [device for device in found if device in first.values()]
+    return list({device.bus_id or device.name: device for device in reversed(found)}.values())[::-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +156,14 @@ def _placement(where: Where, gpu_layers: int, memory: Memory, rooms: Sequence[Ro
 def _most_layers(exceeds: Callable[[int], int], everything: int) -> int:
     """The largest number of layers, below `everything`, for which nothing exceeds; 0 where there is none.
 
-    What exceeds grows nearly linearly with the layers, so each guess follows the line through what is known.
+    What exceeds grows nearly linearly with the layers, so a guess follows the line through what is known; after one
+    that hardly helped (several cards fill up unevenly) the next is in the middle.
     """
     low, high, high_bytes = 0, everything, exceeds(everything)
     layer_bytes = 0
     while high - low > 1:
-        guess = high - (-(-high_bytes // layer_bytes) if layer_bytes else (high - low) // 2)
+        width = high - low
+        guess = high - (-(-high_bytes // layer_bytes) if layer_bytes else width // 2)
         guess = min(high - 1, max(low + 1, guess))
         exceeding = exceeds(guess)
         if exceeding:
@@ -170,6 +171,8 @@ def _most_layers(exceeds: Callable[[int], int], everything: int) -> int:
             high, high_bytes = guess, exceeding
         else:
             low = guess
+        if 2 * (high - low) > width:
+            layer_bytes = 0
     return low
 
 

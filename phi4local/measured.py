@@ -13,19 +13,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from phi4local.engine import Load
 from phi4local.errors import Phi4LocalError
 from phi4local.files import atomic_write, read_bounded
-from phi4local.fit import Use
+from phi4local.fit import Memory, Use, Where
 from phi4local.settings import state_folder
 from phi4local.speed import Benchmark, Curve, Rate, Rates, Speed
 
 _LIMIT_BYTES = 10_000_000
 _MOST_LOADS = 200
 _MOST_BENCHMARKS = 200
-_DAMAGE = (Phi4LocalError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_DAMAGE = (Phi4LocalError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def read_measured(engine: str) -> Measured:
             return Measured(engine)
         rates = _rates(values["rates"]) if values["rates"] else None
         benchmarks = [_benchmark(one) for one in values["benchmarks"]]
-        loads = {str(path): read_load(one) for path, one in values["loads"].items()}
+        loads = {str(path): _load(one) for path, one in values["loads"].items()}
     except _DAMAGE:
         return Measured(engine)
     return Measured(engine, rates, benchmarks, loads)
@@ -86,7 +86,10 @@ def _rates(values: Any) -> Rates:
     types = {str(kind): Rate(_curve(one["generation"]), _curve(one["prompt"])) for kind, one in values["types"].items()}
     if not types:
         raise ValueError("no rates")
-    return Rates(_number(values["token_seconds"]), types)
+    token_seconds = _number(values["token_seconds"])
+    if token_seconds < 0:
+        raise ValueError("time runs backwards")
+    return Rates(token_seconds, types)
 
 
 def _curve(values: Any) -> Curve:
@@ -105,15 +108,31 @@ def _speed(values: Any) -> Speed:
     return Speed(*(None if values[key] is None else _positive(values[key]) for key in ("generation_tps", "prompt_tps")))
 
 
-def read_load(values: Any) -> Load:
-    """A `Load` from JSON (ValueError, TypeError, KeyError, AttributeError)."""
-    memories = {
-        key: {
-            str(device): Use(**{name: int(size) for name, size in use.items()}) for device, use in values[key].items()
-        }
-        for key in ("predicted", "took")
-    }
-    return Load(**values | memories)
+def _load(values: Any) -> Load:
+    """A `Load` from JSON (one of `_DAMAGE`)."""
+    if values["where"] not in get_args(Where):
+        raise ValueError("no such place")
+    return Load(
+        where=values["where"],
+        gpu_layers=_count(values["gpu_layers"]),
+        layers=_count(values["layers"]),
+        kv_type=str(values["kv_type"]),
+        context_tokens=_count(values["context_tokens"]),
+        predicted=_memory(values["predicted"]),
+        took=_memory(values["took"]),
+        resident_bytes=None if values["resident_bytes"] is None else int(_number(values["resident_bytes"])),
+        cards_bytes=None if values["cards_bytes"] is None else int(_number(values["cards_bytes"])),
+    )
+
+
+def _memory(values: Any) -> Memory:
+    return {str(device): Use(**{name: _count(size) for name, size in use.items()}) for device, use in values.items()}
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError("not a count")
+    return value
 
 
 def _positive(value: Any) -> float:

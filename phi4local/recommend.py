@@ -87,8 +87,9 @@ def _rank(build: BuildFit) -> int:
     return _RANK.get(build.build, len(_RANK))
 
 
-def _order(build: BuildFit) -> tuple[int, int, int]:
-    return _rank(build), 0 if build.where == "split" else -build.most_context, build.file_bytes
+def _order(build: BuildFit) -> tuple[int, bool, int, int]:
+    split = build.where == "split"
+    return _rank(build), not split, 0 if split else -build.most_context, build.file_bytes
 
 
 def _place(build: BuildFit, context: int) -> str:

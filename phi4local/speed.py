@@ -35,7 +35,8 @@ class Curve:
         if size > self.large[0]:
             return self.large[1] + (size - self.large[0]) * self.beyond
         slope = (self.large[1] - self.small[1]) / (self.large[0] - self.small[0])
-        return max(self.small[1] * size / self.small[0] / 2, self.small[1] + (size - self.small[0]) * slope)
+        seconds = self.small[1] + (size - self.small[0]) * slope
+        return seconds if size >= self.small[0] else max(seconds, self.small[1] * size / self.small[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +137,12 @@ def corrected(speed: Speed, name: str, build: str, where: str, benchmarks: Seque
     What makes a tiny model slower than predicted says nothing about a large one.
     """
     there = [one for one in benchmarks if one.where == where]
-    same = [one for one in there if (one.name, one.build) == (name, build)]
-    alike = same or [one for one in there if _are_similar(one.predicted.generation_tps, speed.generation_tps)]
+    for one in there:
+        if (one.name, one.build) == (name, build):
+            return Speed(
+                one.measured.generation_tps or speed.generation_tps, one.measured.prompt_tps or speed.prompt_tps
+            )
+    alike = [one for one in there if _are_similar(one.predicted.generation_tps, speed.generation_tps)]
     return Speed(
         _scaled(speed.generation_tps, [(one.measured.generation_tps, one.predicted.generation_tps) for one in alike]),
         _scaled(speed.prompt_tps, [(one.measured.prompt_tps, one.predicted.prompt_tps) for one in alike]),

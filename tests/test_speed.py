@@ -86,17 +86,12 @@ def test_a_curve_goes_straight_through_what_was_measured(curve: Curve, share: fl
     assert curve.seconds(large * (1 + more)) == pytest.approx(large_seconds + more * large * curve.beyond)
 
 
-def test_a_tiny_layer_takes_half_of_its_share_at_least() -> None:
+def test_a_tiny_layer_takes_its_share_at_least() -> None:
     curve = Curve((100, 10e-6), (1000, 200e-6), 1e-6)
-    assert curve.seconds(50) == pytest.approx(2.5e-6)  # the line reaches 0 before 52
-    assert curve.seconds(90) == pytest.approx(7.8889e-6, rel=1e-4)
+    assert curve.seconds(50) == pytest.approx(5e-6)  # the line reaches 0 before 52
+    assert curve.seconds(90) == pytest.approx(9e-6)
 
 
-@pytest.mark.xfail(
-    reason="the floor for tiny layers reaches beyond the small size: 50 s, then 20 s",
-    raises=AssertionError,
-    strict=True,
-)
 def test_a_small_layer_may_cost_mostly_its_start() -> None:
     curve = Curve((100, 10.0), (1000, 20.0), 0.02)
     assert curve.seconds(1000) == 20.0
@@ -195,14 +190,14 @@ def tps(benchmarks: list[Benchmark], predicted: Speed | None = None) -> tuple[fl
 
 def test_nothing_measured_changes_nothing() -> None:
     assert tps([]) == (10, 100)
-    assert tps([bench("Q4_K_M", None, 5)]) == (10, 100)
     assert tps([bench("Q4_K_M", 10, None)]) == (10, 100)
-    assert tps([bench("Q4_K_M", 10, 5)], Speed()) == (None, None)
+    assert tps([bench("Q8_0", 10, 5)], Speed()) == (None, None)
 
 
 def test_the_same_build_wins() -> None:
-    assert tps([bench("Q8_0", 10, 20), bench("Q4_K_M", 10, 8), bench("Q6_K", 10, 20)]) == (8, 40)
-    assert tps([bench("Q4_K_M", 1000, 500)]) == (5, 25)
+    assert tps([bench("Q8_0", 10, 20), bench("Q4_K_M", 10, 8), bench("Q6_K", 10, 20)]) == (8, 80)
+    assert tps([bench("Q4_K_M", 1000, 500)]) == (500, 5000)
+    assert tps([bench("Q4_K_M", None, 5)]) == (5, 50)
     assert tps([bench("Q4_K_M", 10, 5, where="gpu")]) == (10, 100)
     assert tps([bench("Q4_K_M", 1000, 500, name="phi-4-mini")]) == (10, 100)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Finish, GenerationOptions, Session
@@ -13,18 +13,34 @@ from phi4local.printing import printable, printable_lines
 from phi4local.units import duration
 from ui.interrupts import cancelling, on_interrupt
 
-_HELP = "Type a question and press Enter. /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer.\n"
+_HELP = (
+    "Type a question and press Enter. /new starts over, /model NAME goes on with another model, "
+    "/exit or Ctrl-D leaves, Ctrl-C stops an answer.\n"
+)
+Switch = Callable[[str], tuple[Session, GenerationOptions]]  # a model's name -> how to go on (Phi4LocalError)
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 
 
 class Lines:
-    """One chat on standard input and output; `dim` marks thinking where the terminal has colour."""
+    """One chat on standard input and output; `dim` marks thinking where the terminal has colour.
 
-    def __init__(self, session: Session, options: GenerationOptions, system: str | None, *, dim: bool) -> None:
+    `switch` opens another model; without it there is no /model.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        options: GenerationOptions,
+        system: str | None,
+        *,
+        dim: bool,
+        switch: Switch | None = None,
+    ) -> None:
         self.session = session
         self.options = options
         self.system = system
         self.dim = dim
+        self.switch = switch
         self.messages = self._beginning()
         self._at_prompt = False
         self._pressed = False  # Ctrl-C came after the question and before its answer was under way
@@ -42,6 +58,8 @@ class Lines:
                     return
                 if question == "/new":
                     self.messages = self._beginning()
+                elif question.startswith("/model ") and self.switch:
+                    self._go_on_with(question.removeprefix("/model ").strip(), self.switch)
                 elif question.startswith("/"):
                     sys.stderr.write(_HELP)
                 elif question:
@@ -68,6 +86,13 @@ class Lines:
         except KeyboardInterrupt:
             sys.stderr.write("\n/exit or Ctrl-D leaves\n")
             return ""
+
+    def _go_on_with(self, name: str, switch: Switch) -> None:
+        """Another model for the same conversation; where it cannot be opened, the present one stays."""
+        try:
+            self.session, self.options = switch(name)
+        except Phi4LocalError as error:
+            _complain(error, incomplete=False)
 
     def _ask(self, question: str) -> None:
         """One turn; a question that got no word of an answer is taken back, so that it can be asked again."""

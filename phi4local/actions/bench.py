@@ -71,10 +71,10 @@ def bench(
 
 
 def _predictions(located: Located, context_tokens: int | None, kv_type: str) -> tuple[Speed, Speed, str]:
-    """With what earlier benchmarks have shown, from the rates alone, and where the build goes; rates of this minute."""
+    """With what earlier benchmarks have shown, from the rates alone, and where the build goes."""
     report = probe(home_folder())
     wanted = (Wanted(located.build, path=located.path),)
-    found, measured = ask(Question(None, wanted, main_room(report), context_tokens, kv_type, calibrate=True))
+    found, measured = ask(Question(None, wanted, main_room(report), context_tokens, kv_type))
     if not found.builds:
         return Speed(), Speed(), "none"
     one = found.builds[0]

@@ -13,12 +13,15 @@ from phi4local.actions.fit import SMALLEST, fit, fit_files
 from phi4local.backends import open_engine
 from phi4local.backends.load_settings import Budget
 from phi4local.backends.safe_mode import machine_and_build
+from phi4local.backends.survey import Question, Wanted, survey
 from phi4local.catalog import MODELS
 from phi4local.engine import Engine, GenerationOptions
 from phi4local.errors import DoesNotFit, FormatError, NotFound, UsageError
+from phi4local.fit import HOST, Room
 from phi4local.measured import keep_load
 from phi4local.settings import state_folder
 from phi4local.store import Build, builds, find
+from phi4local.units import memory as memory_text
 from quant.gguf import Header
 from quant.sound import read_model_header
 
@@ -74,6 +77,37 @@ def open_located(located: Located, *, context_tokens: int | None = None, kv_type
         raise DoesNotFit(error.message, hint=_instead(located, error, context_tokens, kv_type)) from None
     keep_load(machine_and_build(), located.path.absolute(), engine.info.load)
     return Opened(located.label, engine, _sampling(header, located.stored), located.why)
+
+
+def check_room(located: Located, replaced: Engine, *, context_tokens: int | None, kv_type: str) -> None:
+    """Whether a file will fit once another engine is closed; that one is still open (DoesNotFit, BackendError)."""
+    memory = probe_memory()
+    total_bytes = memory.limit_bytes or memory.total_bytes
+    if total_bytes is None or memory.available_bytes is None:
+        return
+    question = Question(
+        None,
+        (Wanted(located.build, path=located.path),),
+        Room(HOST, total_bytes, memory.available_bytes),
+        context_tokens,
+        kv_type,
+        _given_back(replaced),
+    )
+    for one in survey(question, state_folder()).builds:
+        if one.placement.short_bytes:
+            needed, short = one.placement.total.total_bytes, one.placement.short_bytes
+            raise DoesNotFit(
+                f"`{located.label}` needs {memory_text(needed)}, {memory_text(short)} more than there will be",
+                hint="Choose a smaller build, or leave and start it with a smaller `--context`",
+            )
+
+
+def _given_back(engine: Engine) -> dict[str, int]:
+    """What closing an engine frees; weights in the main memory are the file's pages, which count as free already."""
+    return {
+        device: use.kv_bytes + use.compute_bytes if device == HOST else use.total_bytes
+        for device, use in engine.info.load.took.items()
+    }
 
 
 def _instead(located: Located, error: DoesNotFit, context_tokens: int | None, kv_type: str) -> str:

@@ -89,7 +89,7 @@ def ask(question: Question) -> tuple[Survey, Measured]:
     """Put a question to the engine; the first one on a machine measures its rates on the way."""
     engine = machine_and_build()
     measured = read_measured(engine)
-    found = survey(replace(question, calibrate=question.calibrate or measured.rates is None), state_folder())
+    found = survey(replace(question, calibrate=measured.rates is None), state_folder())
     if found.rates is not None:
         keep_rates(engine, found.rates)
         measured = replace(measured, rates=found.rates)
@@ -140,6 +140,8 @@ def _folder(folder: Path) -> Subject:
 
 
 def _file(path: Path) -> Subject:
+    if not os.path.isfile(path):  # noqa: PTH113  never raises
+        raise NotFound(f"No file `{path}`", hint=f"phi4local fit {DEFAULT_MODEL}")
     header = read_model_header(path)
     return Subject(path.name, None, header.data_offset, {path.name: path})
 

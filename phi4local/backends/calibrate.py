@@ -67,16 +67,18 @@ class _Timed:
 def measure(folder: Path, *, safe_mode: bool) -> Rates:
     """The rates of this processor with all its cores (BackendError); `folder` holds the skeletons meanwhile."""
 
-    def time_layers(name: str, kinds: Sequence[str], shape: tuple[int, int, int, int], seconds: float) -> _Timed:
+    def time_layers(
+        name: str, kinds: Sequence[str], shape: tuple[int, int, int, int], seconds: float, prompt: int = _PROMPT
+    ) -> _Timed:
         skeleton = _write(folder / name, kinds, shape)
-        return _time(skeleton, settings(skeleton), seconds)
+        return _time(skeleton, settings(skeleton), seconds, prompt)
 
     def settings(skeleton: _Skeleton) -> LoadSettings:
         return LoadSettings(str(skeleton.path), _CONTEXT, gpu_layers=0, safe_mode=safe_mode)
 
     small = time_layers("small.gguf", _FEW, _SMALL, _SMALL_SECONDS)
     large = time_layers("large.gguf", _MEASURED, _LARGE, _LARGE_SECONDS)
-    wide = time_layers("wide.gguf", _FEW, _WIDE, _WIDE_SECONDS)
+    wide = time_layers("wide.gguf", _FEW, _WIDE, _WIDE_SECONDS, prompt=2)
     # Looking at each layer costs as much as half a small one: a token without that tells how much.
     token_seconds = _token_seconds(settings(small.skeleton))
     unseen = token_seconds / small.token
@@ -87,7 +89,7 @@ def measure(folder: Path, *, safe_mode: bool) -> Rates:
     rates: dict[str, Rate] = {}
     for place, kind in enumerate(_MEASURED):
         small_bytes = TYPES[kind].block_bytes * small.skeleton.weights / TYPES[kind].block_weights
-        few = (small_bytes, regression.intercept + regression.slope * small_bytes)
+        few = (small_bytes, max(min(unseen_layers) / 2, regression.intercept + regression.slope * small_bytes))
         many = (large.skeleton.layer_bytes[place], large.layers[place])
         most = (large.skeleton.weights, large.prompt[place])
         rates[kind] = Rate(Curve(few, many, many[1] / many[0] * gain), Curve(prompt, most, most[1] / most[0]))
@@ -140,27 +142,22 @@ def _write(path: Path, kinds: Sequence[str], shape: tuple[int, int, int, int]) -
     return _Skeleton(path, stored[1:-1], weights[0])
 
 
-def _time(skeleton: _Skeleton, settings: LoadSettings, run_seconds: float) -> _Timed:
+def _time(skeleton: _Skeleton, settings: LoadSettings, run_seconds: float, prompt_tokens: int) -> _Timed:
     stamps: list[float] = []
     with _context(settings, _watcher(stamps)) as context:
         _decode(context, 2)  # where long prompts crash, this one does
         runs = _repeat(context, stamps, run_seconds)
         stamps.clear()
-        _decode(context, _PROMPT)
-        prompt = [seconds / _PROMPT for seconds in _layers(stamps)]
-    token = _low([seconds for seconds, _ in runs])
-    layers = [_low(layer) for layer in zip(*(layers for _, layers in runs), strict=True)]
+        _decode(context, prompt_tokens)
+        prompt = [seconds / prompt_tokens for seconds in _layers(stamps)]
+    token = min(seconds for seconds, _ in runs)
+    layers = [min(layer) for layer in zip(*(layers for _, layers in runs), strict=True)]
     return _Timed(skeleton, layers, prompt, token)
 
 
 def _token_seconds(settings: LoadSettings) -> float:
     with _context(settings, None) as context:
-        return _low([seconds for seconds, _ in _repeat(context, [], _SMALL_SECONDS)])
-
-
-def _low(seconds: Sequence[float]) -> float:
-    """The lowest tenth: what else runs on the machine only ever adds."""
-    return sorted(seconds)[len(seconds) // 10]
+        return min(seconds for seconds, _ in _repeat(context, [], _SMALL_SECONDS))
 
 
 def _watcher(stamps: list[float]) -> Any:
@@ -193,7 +190,10 @@ def _context(settings: LoadSettings, watch: Any) -> Iterator[Any]:
 
 
 def _repeat(context: Any, stamps: list[float], seconds: float) -> list[tuple[float, list[float]]]:
-    """Seconds of a token and of its layers, for so long; the first two thirds warm up the caches and are left out."""
+    """Seconds of a token and of its layers, for so long; the first two thirds warm up the caches and are left out.
+
+    The least of them counts: what else runs on the machine only ever adds.
+    """
     runs: list[tuple[float, list[float]]] = []
     sampler = llama.llama_sampler_init_greedy()
     end = time.perf_counter() + seconds

@@ -11,12 +11,12 @@ import select
 import stat
 import sys
 
-from phi4local.actions.chat import Opened, open_model
+from phi4local.actions.chat import Opened, check_room, locate, open_located, open_model
 from phi4local.cli import output
 from phi4local.cli.arguments import add_context, tokens
 from phi4local.cli.show import load_json
 from phi4local.conversation import Message
-from phi4local.engine import Chunk, Finish, GenerationOptions, Stats
+from phi4local.engine import Chunk, Finish, GenerationOptions, Session, Stats
 from phi4local.errors import Phi4LocalError, UsageError
 from phi4local.fit import total
 from phi4local.printing import printable_lines
@@ -50,13 +50,12 @@ def run(args: argparse.Namespace) -> int:
     if prompt is not None and not prompt.strip():
         raise UsageError("The prompt is empty", hint='phi4local chat -p "What is 2 + 2?"')
     opened = open_model(args.model, context_tokens=args.context, kv_type=args.kv)
-    options = _options(opened.options, args)
+    if prompt is None:
+        _Conversation(opened, args).run()
+        return 0
     with contextlib.closing(opened.engine):
-        if prompt is None:
-            _converse(opened, options, args.system)
-        else:
-            messages = [Message("system", args.system)] if args.system else []
-            _answer(opened, [*messages, Message("user", prompt)], options, as_json=args.json)
+        messages = [Message("system", args.system)] if args.system else []
+        _answer(opened, [*messages, Message("user", prompt)], _options(opened.options, args), as_json=args.json)
     return 0
 
 
@@ -87,15 +86,39 @@ def _options(defaults: GenerationOptions, args: argparse.Namespace) -> Generatio
     return dataclasses.replace(defaults, temperature=temperature, seed=args.seed, max_tokens=args.max_tokens)
 
 
-def _converse(opened: Opened, options: GenerationOptions, system: str | None) -> None:
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  gives input() its line editing and history
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # a byte that is no UTF-8 must not end the chat
-    _say_load(opened)
-    _say_notes(opened)
-    dim = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    Lines(opened.engine.open_session(), options, system, dim=dim).run()
+class _Conversation:
+    """A conversation whose model can be changed."""
+
+    def __init__(self, opened: Opened, args: argparse.Namespace) -> None:
+        self._opened = opened
+        self._args = args
+
+    def run(self) -> None:
+        """Converse until the input ends."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  gives input() its line editing and history
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # a byte that is no UTF-8 must not end the chat
+        dim = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        try:
+            session, options = self._begin()
+            Lines(session, options, self._args.system, dim=dim, switch=self._switch).run()
+        finally:
+            self._opened.engine.close()
+
+    def _begin(self) -> tuple[Session, GenerationOptions]:
+        _say_load(self._opened)
+        _say_notes(self._opened)
+        return self._opened.engine.open_session(), _options(self._opened.options, self._args)
+
+    def _switch(self, name: str) -> tuple[Session, GenerationOptions]:
+        """Open another model in the place of this one, once it is certain that there is one and room for it."""
+        args = self._args
+        located = locate(name, context_tokens=args.context, kv_type=args.kv)
+        check_room(located, self._opened.engine, context_tokens=args.context, kv_type=args.kv)
+        self._opened.engine.close()
+        self._opened = open_located(located, context_tokens=args.context, kv_type=args.kv)
+        return self._begin()
 
 
 def _answer(opened: Opened, messages: list[Message], options: GenerationOptions, *, as_json: bool) -> None:
