@@ -98,6 +98,11 @@ def work_of(tensors: Mapping[str, tuple[str, int]], layers: int, gpu_layers: int
     return Work(min(layers, first_on_card), in_layers, {kind: size_bytes} if first_on_card > layers else {})
 
 
+def bandwidth(rates: Rates) -> float:
+    """Bytes of weights that the processor reads from the main memory in a second, with the type that slows it least."""
+    return 1 / min(rate.generation.beyond for rate in rates.types.values())
+
+
 def predict(rates: Rates | None, work: Work, placement: Placement, bandwidths: Mapping[str, int]) -> Speed:
     """What to expect at the beginning of a conversation; `bandwidths` of the cards in bytes per second."""
     seconds = 0.0

@@ -52,7 +52,7 @@ def test_every_build_of_a_model_nobody_has_here(home: Path) -> None:
 
 
 def test_context_and_cache_type_change_the_cache(home: Path) -> None:
-    answer = json_of(phi4local("fit", "phi-4-mini:q4_k_m", "--context", "16384", "--kv", "q8_0", "--json"))
+    answer = json_of(phi4local("fit", "phi-4-mini:q4_k_m", "--context", "16k", "--kv", "q8_0", "--json"))
     assert [build["build"] for build in answer["builds"]] == ["Q4_K_M"]
     assert answer["builds"][0]["kv_bytes"] == 16384 * 131_072 * 34 // 64
     assert answer["model"] == "phi-4-mini"

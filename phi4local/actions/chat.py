@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hardware.probe import probe_memory
-from phi4local.actions.fit import SMALLEST, fit, fit_files
 from phi4local.backends import open_engine
 from phi4local.backends.load_settings import Budget
 from phi4local.backends.safe_mode import machine_and_build
@@ -112,6 +111,8 @@ def _given_back(engine: Engine) -> dict[str, int]:
 
 def _instead(located: Located, error: DoesNotFit, context_tokens: int | None, kv_type: str) -> str:
     """The command that would work: the same file with less, another build of the model, another model."""
+    from phi4local.actions.fit import SMALLEST, fit
+
     command = f"phi4local chat {shlex.quote(located.label if located.stored else str(located.path))}"
     if error.options:
         return f"{command} {' '.join(error.options)}"
@@ -132,6 +133,8 @@ def locate(name: str | None, *, context_tokens: int | None = None, kv_type: str 
     choices = _choices(name)
     if len(choices) == 1:
         return _located(choices[0], "")
+    from phi4local.actions.fit import fit_files
+
     answer = fit_files({build.manifest.build: build.path for build in choices}, context_tokens, kv_type)
     best = next((build for build in choices if build.manifest.build == answer.build), choices[0])
     return _located(best, answer.why)

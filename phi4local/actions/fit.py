@@ -20,7 +20,7 @@ from phi4local.fit import Use as Taken
 from phi4local.measured import Measured, keep_rates, read_measured
 from phi4local.recommend import BuildFit, Recommendation, recommend
 from phi4local.settings import home_folder, state_folder
-from phi4local.speed import Work, corrected, predict
+from phi4local.speed import Work, bandwidth, corrected, predict
 from phi4local.store import builds
 from quant import mlx
 from quant.config import Config, read_config
@@ -54,6 +54,7 @@ class Fit:
     rooms: tuple[Room, ...]
     builds: tuple[BuildFit, ...]
     recommendation: Recommendation
+    bandwidth: float | None = None  # of the main memory as measured, in bytes per second
     offer: str = ""  # arguments with which something fits, where nothing does without
 
 
@@ -169,7 +170,17 @@ def _fit(subject: Subject, report: Report, found: Survey, measured: Measured, kv
         rows += _mlx_rows(subject.config, context, report, found)
     machine = Machine(report, found.engine, missing(report, found.engine))
     rows.sort(key=lambda row: row.file_bytes)
-    return Fit(machine, subject.name, context, trained, kv_type, found.rooms, tuple(rows), recommend(rows, context))
+    return Fit(
+        machine,
+        subject.name,
+        context,
+        trained,
+        kv_type,
+        found.rooms,
+        tuple(rows),
+        recommend(rows, context),
+        bandwidth(measured.rates) if measured.rates else None,
+    )
 
 
 def _row(subject: Subject, one: Surveyed, report: Report, engine: EngineBuild, measured: Measured) -> BuildFit:
@@ -229,7 +240,7 @@ def _mlx_rows(config: Config, context: int, report: Report, found: Survey) -> It
         memory = {card.device if card else "Metal": use}
         short_bytes = overflow(memory, [found.rooms[0], card]) if apple and card else use.total_bytes
         placement = Placement("none" if short_bytes else "gpu", config.layers + 1, memory, short_bytes)
-        bandwidth = {card.device: apple.bandwidth_bytes_per_second or 0} if apple and card and not short_bytes else {}
+        speeds = {card.device: apple.bandwidth_bytes_per_second or 0} if apple and card and not short_bytes else {}
         yield BuildFit(
             build=f"mlx-{bits}bit",
             format="mlx",
@@ -239,7 +250,7 @@ def _mlx_rows(config: Config, context: int, report: Report, found: Survey) -> It
             gpu_layers=placement.gpu_layers if apple else 0,
             short_bytes=short_bytes,
             predicted=predict(
-                None, Work(0, {}, {}), placement, {name: speed for name, speed in bandwidth.items() if speed}
+                None, Work(0, {}, {}), placement, {name: speed for name, speed in speeds.items() if speed}
             ),
             note="by arithmetic" if apple else "runs on Apple Silicon only",
         )

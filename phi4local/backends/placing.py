@@ -28,9 +28,10 @@ _OFFERED_SHARE = 0.97
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A file with the settings to load it with, and where it goes with them."""
+    """A file with the settings to load it with, and where it goes with them; the inquiry is still open."""
 
     settings: LoadSettings
+    inquiry: Inquiry
     placement: Placement
     layers: int
     free_bytes: dict[str, int]  # of each card, before the load
@@ -48,20 +49,17 @@ def place_file(settings: LoadSettings, budget: Budget, errors: Sequence[str]) ->
     room = rooms(main, facts, budget.replaced)
     settings = replace(settings, split=tuple(float(one.usable_bytes) for one in room[1:]))
     inquiry = Inquiry(settings, errors)
-    try:
-        layers, context = inquiry.layers, wanted_context(settings, inquiry.trained_tokens)
-        if settings.gpu_layers < 0:
-            placement = place(inquiry, layers, context, room)
-        else:
-            memory = inquiry(settings.gpu_layers, context)
-            where: Where = "cpu" if not settings.gpu_layers else "gpu" if settings.gpu_layers > layers else "split"
-            placement = Placement(where, settings.gpu_layers, memory, overflow(memory, room))
-    finally:
-        inquiry.close()
+    layers, context = inquiry.layers, wanted_context(settings, inquiry.trained_tokens)
+    if settings.gpu_layers < 0:
+        placement = place(inquiry, layers, context, room)
+    else:
+        memory = inquiry(settings.gpu_layers, context)
+        where: Where = "cpu" if not settings.gpu_layers else "gpu" if settings.gpu_layers > layers else "split"
+        placement = Placement(where, settings.gpu_layers, memory, overflow(memory, room))
     if placement.short_bytes:
         raise _refusal(settings, placement, context, room)
     settings = replace(settings, gpu_layers=placement.gpu_layers)
-    return Placed(settings, placement, layers, _free(), _resident())
+    return Placed(settings, inquiry, placement, layers, _free(), _resident())
 
 
 def _refusal(settings: LoadSettings, placement: Placement, context: int, room: Sequence[Room]) -> DoesNotFit:
@@ -97,11 +95,8 @@ def _offer(settings: LoadSettings, context: int, most: int, room: Sequence[Room]
 
 def loaded(placed: Placed, context: Any, context_tokens: int) -> Load:
     """What the load took, beside what it was said to take with the context that is open now."""
-    inquiry = Inquiry(placed.settings, ())
-    try:
-        predicted = inquiry.buffers(placed.settings.gpu_layers, context_tokens)
-    finally:
-        inquiry.close()
+    predicted = placed.inquiry.buffers(placed.settings.gpu_layers, context_tokens)
+    placed.inquiry.close()
     found = buffers(context)
     # The window on the file reaches over tensors that have gone elsewhere; only those that stay are used there.
     stay_bytes = by_device(predicted).get(HOST, Use()).weights_bytes - sum(

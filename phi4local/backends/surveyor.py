@@ -56,7 +56,12 @@ def answer(question: Question, log: Log) -> Survey:
 
 
 def _measured(folder: Path, safe_mode: bool) -> tuple[Rates | None, str]:
-    """This processor's rates, and the crash that came before them; each attempt in a fork, before llama.cpp is used."""
+    """This processor's rates, and the crash that came before them; each attempt in a fork, before llama.cpp is used.
+
+    Not on macOS: Metal does not survive a fork, and its processors have none of the instructions that crash.
+    """
+    if sys.platform == "darwin":
+        return measure(folder, safe_mode=safe_mode), ""
     found, crash = _forked(folder, safe_mode=safe_mode)
     if crash in CRASHES and not safe_mode:
         found, again = _forked(folder, safe_mode=True)

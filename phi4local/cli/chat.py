@@ -14,7 +14,7 @@ import sys
 from phi4local.actions.chat import Opened, check_room, locate, open_located, open_model
 from phi4local.cli import output
 from phi4local.cli.arguments import add_context, tokens
-from phi4local.cli.show import load_json
+from phi4local.cli.load import load_json
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Finish, GenerationOptions, Session, Stats
 from phi4local.errors import Phi4LocalError, UsageError

@@ -53,6 +53,7 @@ def fit_json(answer: Fit) -> dict[str, Any]:
             dataclasses.asdict(room) | {"margin_bytes": room.margin_bytes, "usable_bytes": room.usable_bytes}
             for room in answer.rooms
         ],
+        "bandwidth_bytes_per_second": answer.bandwidth,
         "builds": [build_json(build) for build in answer.builds],
         "recommended": answer.recommendation.build,
         "why": answer.recommendation.why,
@@ -90,12 +91,14 @@ def build_json(build: BuildFit) -> dict[str, Any]:
 def show(answer: Fit) -> None:
     """The table for people, 80 columns wide."""
     for room in answer.rooms:
-        output.say(_room(room))
+        output.say(_room(room, answer.bandwidth))
     rows = [row for row in answer.builds if row.format == "gguf" or not row.note.startswith("runs")]
     usable = sum(room.usable_bytes for room in answer.rooms if not room.shares_main)
     unit, name = (1 << 30, "GiB") if any(row.total.total_bytes >= 1 << 30 for row in rows) else (1 << 20, "MiB")
     output.heading(f"{answer.model}, context {answer.context} tokens, KV cache {answer.kv_type} (memory in {name})")
-    output.table(_HEADS, [_cells(row, answer, usable, unit) for row in rows], right=(1, 2, 3, 4, 6))
+    columns = len(_HEADS) - output.is_narrow()  # without the bars
+    cells = [_cells(row, answer, usable, unit)[:columns] for row in rows]
+    output.table(_HEADS[:columns], cells, right=(1, 2, 3, 4, 6))
     output.say(_legend(answer, rows))
     output.paragraph(f"\n{answer.recommendation.why}.")
     if answer.offer:
@@ -108,10 +111,11 @@ def show(answer: Fit) -> None:
         output.say(f"missing: {item.fact}\nhint: {item.command}")
 
 
-def _room(room: Room) -> str:
+def _room(room: Room, bandwidth: float | None) -> str:
     name = "main memory" if room.device == HOST else room.device
     sizes = f"{memory(room.free_bytes)} free of {memory(room.total_bytes)}"
-    return f"{name}: {sizes}; {memory(room.margin_bytes)} of it stay free"
+    speed = f", read at {bandwidth / 1e9:.0f} GB/s" if bandwidth and room.device == HOST else ""
+    return f"{name}: {sizes}; {memory(room.margin_bytes)} of it stay free{speed}"
 
 
 def _cells(row: BuildFit, answer: Fit, usable_bytes: int, unit: int) -> list[str]:

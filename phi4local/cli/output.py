@@ -32,6 +32,11 @@ def heading(text: str) -> None:
     sys.stdout.write(f"\n\x1b[1m{text}\x1b[0m\n" if bold else f"\n{text}\n")
 
 
+def is_narrow() -> bool:
+    """Whether stdout is a terminal of fewer than 80 columns."""
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns < 80
+
+
 def paragraph(text: str) -> None:
     """Sentences on stdout, broken into lines on a terminal."""
     lines = printable_lines(text).split("\n")
