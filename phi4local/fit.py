@@ -179,12 +179,18 @@ def _most_layers(exceeds: Callable[[int], int], everything: int) -> int:
 def most_context(ask: Ask, placement: Placement, trained: int, rooms: Sequence[Room], *, known: int = 0) -> int:
     """The largest context, a multiple of 256 up to `trained`, that fits with the layers where they are; 0 for none.
 
-    `known` is a context that fits.
+    `known` is a context that fits, the one of `placement`. The engine is not asked about one whose cache alone would
+    exceed the room: some of its backends end the process on a cache that is too large for them.
     """
 
     def fits(context: int) -> bool:
         return not overflow(ask(placement.gpu_layers, context), rooms)
 
+    for room in rooms:
+        use = placement.memory.get(room.device, Use())
+        if known and use.kv_bytes:
+            more = max(0, room.usable_bytes - use.total_bytes) * known // use.kv_bytes
+            trained = min(trained, (known + more) // _STEP * _STEP + _STEP)
     if fits(trained):
         return trained
     low, high = known // _STEP, -(-trained // _STEP)

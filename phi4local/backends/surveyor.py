@@ -96,8 +96,9 @@ def _survey(wanted: Wanted, question: Question, room: list[Room], files: _Files)
     try:
         context = min(question.context or DEFAULT_CONTEXT_TOKENS, inquiry.trained_tokens)
         placement = place(inquiry, inquiry.layers, context, room)
-        fits = placement.where != "none"
-        most = most_context(inquiry, placement, inquiry.trained_tokens, room, known=context) if fits else 0
+        most = {"none": 0, "split": context}.get(placement.where)  # more context would move layers off the card
+        if most is None:
+            most = most_context(inquiry, placement, inquiry.trained_tokens, room, known=context)
         work = work_of(tensors, inquiry.layers, placement.gpu_layers)
         return Surveyed(wanted.build, size_bytes, context, inquiry.trained_tokens, placement, most, work)
     finally:

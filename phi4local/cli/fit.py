@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from phi4local.actions.fit import DEFAULT_MODEL, SMALLEST, Fit, fit
@@ -93,7 +94,11 @@ def show(answer: Fit) -> None:
     for room in answer.rooms:
         output.say(_room(room, answer.bandwidth))
     rows = [row for row in answer.builds if row.format == "gguf" or not row.note.startswith("runs")]
-    usable = sum(room.usable_bytes for room in answer.rooms if not room.shares_main)
+    usable = {
+        "gpu": sum(room.usable_bytes for room in answer.rooms if room.device != HOST),
+        "split": sum(room.usable_bytes for room in answer.rooms if not room.shares_main),
+        "cpu": answer.rooms[0].usable_bytes,
+    }
     unit, name = (1 << 30, "GiB") if any(row.total.total_bytes >= 1 << 30 for row in rows) else (1 << 20, "MiB")
     output.heading(f"{answer.model}, context {answer.context} tokens, KV cache {answer.kv_type} (memory in {name})")
     columns = len(_HEADS) - output.is_narrow()  # without the bars
@@ -118,12 +123,19 @@ def _room(room: Room, bandwidth: float | None) -> str:
     return f"{name}: {sizes}; {memory(room.margin_bytes)} of it stay free{speed}"
 
 
-def _cells(row: BuildFit, answer: Fit, usable_bytes: int, unit: int) -> list[str]:
+def _cells(row: BuildFit, answer: Fit, usable: Mapping[str, int], unit: int) -> list[str]:
     use = row.total
     mark = ">" if row.build == answer.recommendation.build else "*" if row.installed else " "
     place = f"{row.gpu_layers} on card" if row.where == "split" else _PLACES[row.where]
     sizes = [f"{size / unit:.2f}" for size in (use.weights_bytes, use.kv_bytes, use.compute_bytes)]
-    return [f"{mark} {row.build}", file_size(row.file_bytes), *sizes, place, _speed(row), bar(row, usable_bytes)]
+    return [
+        f"{mark} {row.build}",
+        file_size(row.file_bytes),
+        *sizes,
+        place,
+        _speed(row),
+        bar(row, usable.get(row.where, usable["split"])),
+    ]
 
 
 _PLACES = {"gpu": "card", "cpu": "memory", "none": "nowhere"}
