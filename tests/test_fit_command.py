@@ -11,9 +11,8 @@ import pexpect
 import pytest
 
 from phi4local.catalog import READY_MADE
-from phi4local.cli.fit import bar
-from phi4local.fit import HOST, Use
-from phi4local.recommend import BuildFit
+from phi4local.cli.fit import _bar
+from phi4local.fit import Use
 from phi4local.settings import nano_folder
 from quant.ggml import BUILDS
 from tests.running import json_of, phi4local
@@ -100,16 +99,16 @@ def test_the_table_fits_a_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "use", "drawn"),
+    ("use", "fits", "drawn"),
     [
-        ("cpu", Use(8, 4, 2), "wwwwwwwwkkkkcc.."),
-        ("cpu", Use(16, 0, 0), "wwwwwwwwwwwwwwww"),
-        ("none", Use(30, 4, 2), "wwwwwwwwwwwwwww!"),
-        ("cpu", Use(), ""),
+        (Use(8, 4, 2), True, "wwwwwwwwkkkkcc.."),
+        (Use(16, 0, 0), True, "wwwwwwwwwwwwwwww"),
+        (Use(30, 4, 2), False, "wwwwwwwwwwwwwww!"),
+        (Use(), True, ""),
     ],
 )
-def test_a_bar_shows_what_the_memory_goes_to(where: str, use: Use, drawn: str) -> None:
-    assert bar(BuildFit("Q8_0", "gguf", 1, {HOST: use}, where), 16) == drawn  # type: ignore[arg-type]
+def test_a_bar_shows_what_the_memory_goes_to(use: Use, fits: bool, drawn: str) -> None:
+    assert _bar(use, 16, fits=fits) == drawn
 
 
 def test_bench_measures_and_corrects_later_predictions(shared: dict[str, str]) -> None:

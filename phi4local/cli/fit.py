@@ -11,7 +11,7 @@ from phi4local.actions.fit import DEFAULT_MODEL, SMALLEST, Fit, fit
 from phi4local.cli import output
 from phi4local.cli.arguments import add_context
 from phi4local.cli.probe import machine_json
-from phi4local.fit import HOST, Room
+from phi4local.fit import HOST, Room, Use, total
 from phi4local.recommend import BuildFit
 from phi4local.units import file_size, memory
 
@@ -128,14 +128,14 @@ def _cells(row: BuildFit, answer: Fit, usable: Mapping[str, int], unit: int) -> 
     mark = ">" if row.build == answer.recommendation.build else "*" if row.installed else " "
     place = f"{row.gpu_layers} on card" if row.where == "split" else _PLACES[row.where]
     sizes = [f"{size / unit:.2f}" for size in (use.weights_bytes, use.kv_bytes, use.compute_bytes)]
-    return [
-        f"{mark} {row.build}",
-        file_size(row.file_bytes),
-        *sizes,
-        place,
-        _speed(row),
-        bar(row, usable.get(row.where, usable["split"])),
-    ]
+    bar = _bar(_barred(row), usable.get(row.where, usable["split"]), fits=row.where != "none")
+    return [f"{mark} {row.build}", file_size(row.file_bytes), *sizes, place, _speed(row), bar]
+
+
+def _barred(row: BuildFit) -> Use:
+    """What the bar is about: the cards alone, where all layers go to them."""
+    cards = {device: use for device, use in row.memory.items() if device != HOST}
+    return total(cards) if row.where == "gpu" else row.total
 
 
 _PLACES = {"gpu": "card", "cpu": "memory", "none": "nowhere"}
@@ -159,9 +159,8 @@ def rate(tps: float) -> str:
     return f"{tps:.0f}" if tps >= 100 else f"{tps:.1f}"
 
 
-def bar(row: BuildFit, usable_bytes: int) -> str:
+def _bar(use: Use, usable_bytes: int, *, fits: bool) -> str:
     """What of the usable memory goes to weights, KV cache and compute, and what stays free; `!` ends one too small."""
-    use = row.total
     if not usable_bytes or not use.total_bytes:
         return ""
     parts = (("w", use.weights_bytes), ("k", use.kv_bytes), ("c", use.compute_bytes))
@@ -171,7 +170,7 @@ def bar(row: BuildFit, usable_bytes: int) -> str:
         cells = min(_BAR_CELLS, round(ends / usable_bytes * _BAR_CELLS))
         drawn += letter * (cells - reached)
         reached = max(reached, cells)
-    return drawn[:-1] + "!" if row.where == "none" else drawn.ljust(_BAR_CELLS, ".")
+    return drawn.ljust(_BAR_CELLS, ".") if fits else drawn[:-1] + "!"
 
 
 def _legend(answer: Fit, rows: list[BuildFit]) -> str:
