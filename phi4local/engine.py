@@ -65,6 +65,7 @@ class Load:
 
     Both are of a context of `context_tokens`, the one that was opened. `resident_bytes` is by how much the engine's
     process grew, `cards_bytes` by how much the cards' free memory shrank; None: the system does not tell.
+    `mapped_bytes` of the weights are pages of the file, which count as free memory.
     """
 
     where: Where
@@ -76,6 +77,7 @@ class Load:
     took: Memory
     resident_bytes: int | None = None
     cards_bytes: int | None = None
+    mapped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

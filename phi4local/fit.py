@@ -16,6 +16,7 @@ from typing import Literal
 from hardware.report import EngineDevice
 
 HOST = "CPU"  # what the engine calls the main memory
+UNKNOWN_BYTES = 1 << 62  # the size of a memory that the system does not tell: nothing is refused for its sake
 _STEP = 256  # llama.cpp rounds a context up to this
 _GIB = 1 << 30
 

@@ -20,11 +20,12 @@ from phi4local.errors import Phi4LocalError
 from phi4local.files import atomic_write, read_bounded
 from phi4local.fit import Memory, Use, Where
 from phi4local.settings import state_folder
-from phi4local.speed import Benchmark, Curve, Rate, Rates, Speed
+from phi4local.speed import Benchmark, Curve, Rate, Rates, Speed, bandwidth
 
 _LIMIT_BYTES = 10_000_000
 _MOST_LOADS = 200
 _MOST_BENCHMARKS = 200
+_BETTER = 1.1  # by how much rates must be faster to take the place of earlier ones
 _DAMAGE = (Phi4LocalError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
@@ -52,9 +53,18 @@ def read_measured(engine: str) -> Measured:
     return Measured(engine, rates, benchmarks, loads)
 
 
-def keep_rates(engine: str, rates: Rates) -> None:
-    """Remember what the processor does."""
-    _write(replace(read_measured(engine), rates=rates))
+def keep_rates(engine: str, rates: Rates) -> Measured:
+    """Remember what the processor does, unless it was seen doing better; what is known then.
+
+    Other rates than those that a benchmark's prediction came from leave nothing to learn from that prediction.
+    """
+    known = read_measured(engine)
+    if known.rates and bandwidth(rates) < _BETTER * bandwidth(known.rates):
+        return known
+    benchmarks = [replace(one, predicted=Speed()) for one in known.benchmarks]
+    measured = replace(known, rates=rates, benchmarks=benchmarks)
+    _write(measured)
+    return measured
 
 
 def keep_benchmark(engine: str, benchmark: Benchmark) -> None:
@@ -122,6 +132,7 @@ def _load(values: Any) -> Load:
         took=_memory(values["took"]),
         resident_bytes=None if values["resident_bytes"] is None else int(_number(values["resident_bytes"])),
         cards_bytes=None if values["cards_bytes"] is None else int(_number(values["cards_bytes"])),
+        mapped_bytes=_count(values.get("mapped_bytes", 0)),
     )
 
 

@@ -123,7 +123,7 @@ def _reason(best: BuildFit, better: Sequence[BuildFit], context: int) -> str:
 
 def _nothing(builds: Sequence[BuildFit], context: int) -> str:
     if not builds:
-        return "No build of it can be made"
+        return "No build that can be run here was asked about"
     least = min(builds, key=lambda build: build.short_bytes)
     return (
         f"Nothing fits with a context of {context} tokens: even {least.build} needs "

@@ -154,6 +154,11 @@ def corrected(speed: Speed, name: str, build: str, where: str, benchmarks: Seque
     )
 
 
+def place_of(placement: Placement) -> str:
+    """Where a benchmark was run: layers on a card make a difference."""
+    return f"split {placement.gpu_layers}" if placement.where == "split" else placement.where
+
+
 def _are_similar(one: float | None, other: float | None) -> bool:
     return one is not None and other is not None and 1 / _SIMILAR < one / other < _SIMILAR
 

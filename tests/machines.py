@@ -83,7 +83,7 @@ def recommended(machine: Machine, model: str, replaced: Mapping[str, int] | None
     subject = fit.find_subject(model)
     config = subject.config
     assert config is not None
-    room = rooms(fit.main_room(machine.report), choose_cards(machine.engine.devices), replaced or {})
+    room = rooms(fit.main_room(machine.report.memory), choose_cards(machine.engine.devices), replaced or {})
     split = tuple(float(one.usable_bytes) for one in room if one.device != HOST)
     builds = tuple(_surveyed(model, wanted.build, config, room, split) for wanted in fit.wanted_builds(subject))
     found = Survey(machine.engine, tuple(room), builds, (), None)

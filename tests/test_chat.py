@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from phi4local.actions.chat import Opened, open_model
+from phi4local.actions.chat import Located, Opened, open_model
 from phi4local.backends import open_engine
 from phi4local.backends.llamacpp import Host, LlamaCppEngine
 from phi4local.backends.load_settings import LoadSettings
@@ -138,7 +138,7 @@ def test_where_ctrl_c_is_ignored_it_stays_so(endless: Engine, capsys: pytest.Cap
 def test_ctrl_c_in_one_answer(endless: Engine, capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
     press_after(0.2)
     with pytest.raises(KeyboardInterrupt):
-        chat._answer(Opened("endless", endless, GREEDY), ASK, GREEDY, as_json=as_json)
+        chat._answer(Opened(Located("endless", "endless", "", Path()), endless, GREEDY), ASK, GREEDY, as_json=as_json)
     out = capsys.readouterr().out
     if as_json:
         value = json.loads(out)
@@ -175,7 +175,7 @@ def test_an_error_before_the_first_word_takes_the_question_back(
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_crash_in_one_answer(dying: Engine, capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
     with pytest.raises(BackendError, match="SIGSEGV") as caught:
-        chat._answer(Opened("dying", dying, GREEDY), ASK, GREEDY, as_json=as_json)
+        chat._answer(Opened(Located("dying", "dying", "", Path()), dying, GREEDY), ASK, GREEDY, as_json=as_json)
     out, err = capsys.readouterr()
     assert "incomplete" in err
     if not as_json:

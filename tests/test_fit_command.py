@@ -164,6 +164,40 @@ def test_another_model_goes_on_with_the_conversation(talk: pexpect.spawn) -> Non
     talk.expect(pexpect.EOF)
 
 
+def test_a_model_that_cannot_be_opened_leaves_the_present_one(talk: pexpect.spawn, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(60))
+    talk.expect(">>> ")
+    talk.sendline(f"/model {broken}")
+    talk.expect("error: ")
+    talk.expect(">>> ")
+    talk.sendline("Hello")
+    talk.expect("Hello! How can I help you?")
+
+
+def test_a_folder_does_not_hide_a_model_of_its_name(
+    shared: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "phi4-nano").mkdir()
+    monkeypatch.chdir(tmp_path)
+    env = shared | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    assert json_of(phi4local("fit", "phi4-nano", "--json", env=env))["recommended"] == "Q8_0"
+
+
+def test_a_file_is_asked_about_as_chat_would_open_it(shared: dict[str, str], tmp_path: Path) -> None:
+    path = Path(shared["PHI4LOCAL_HOME"]) / "models" / "phi4-nano" / "phi4-nano-Q8_0.gguf"
+    refused = phi4local("fit", path, "--context", "5000")
+    assert (refused.returncode, "was trained for 4096" in refused.stderr) == (2, True)
+    cut = tmp_path / "my cut.gguf"
+    cut.write_bytes(path.read_bytes()[:1000])
+    assert phi4local("fit", cut).returncode == 5
+
+
+def test_mlx_builds_have_names() -> None:
+    (build,) = json_of(phi4local("fit", "phi-4:mlx-4bit", "--json"))["builds"]
+    assert (build["format"], round(build["file_bytes"] / 1e9, 2)) == ("mlx", 8.25)
+
+
 def test_a_damaged_memory_of_measurements_is_measured_again(home: Path) -> None:
     file = home / "state" / "measured.json"
     file.parent.mkdir(parents=True)

@@ -94,10 +94,15 @@ def test_another_engine_begins_anew(file: Path) -> None:
     assert read_measured(ENGINE) == Measured(ENGINE)
 
 
-def test_new_rates_replace_the_old_ones_alone(file: Path) -> None:
-    rates = replace(RATES, token_seconds=0.0)
-    keep_rates(ENGINE, rates)
-    assert read_measured(ENGINE) == replace(TRUTH, rates=rates)
+def test_only_better_rates_replace_the_old_ones(file: Path) -> None:
+    """And then what was predicted from the old ones corrects nothing any more."""
+    assert keep_rates(ENGINE, replace(RATES, token_seconds=0.0)) == TRUTH
+    assert read_measured(ENGINE) == TRUTH
+    fast = Rate(Curve((1.5e6, 8e-5), (3.1e7, 1e-3), 3e-11), RATES.types["BF16"].prompt)
+    better = replace(RATES, types={**RATES.types, "BF16": fast})
+    benchmarks = [replace(one, predicted=Speed()) for one in TRUTH.benchmarks]
+    assert keep_rates(ENGINE, better) == replace(TRUTH, rates=better, benchmarks=benchmarks)
+    assert read_measured(ENGINE) == replace(TRUTH, rates=better, benchmarks=benchmarks)
 
 
 def test_a_benchmark_replaces_the_older_one_of_the_same_build_and_place(home: Path) -> None:

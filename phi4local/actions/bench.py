@@ -14,7 +14,7 @@ from phi4local.backends.survey import Question, Wanted
 from phi4local.engine import Engine, Timing
 from phi4local.measured import keep_benchmark
 from phi4local.settings import home_folder
-from phi4local.speed import Benchmark, Speed, corrected, predict
+from phi4local.speed import Benchmark, Speed, corrected, place_of, predict
 
 _ROUNDS, _MOST_ROUNDS = 5, 20
 _SECONDS = 2.0  # what a round's generation, and its prompt, should take at most, and all rounds at least
@@ -65,7 +65,7 @@ def bench(
     generation = sorted(generation_tokens / timing.generation_seconds for timing in timings)
     prompt = sorted(prompt_tokens / timing.prompt_seconds for timing in timings)
     measured = Speed(generation[len(timings) * 3 // 4], prompt[len(timings) * 3 // 4])
-    benchmark = Benchmark(located.name, located.build, where, predicted, measured)
+    benchmark = Benchmark(located.key, located.build, where, predicted, measured)
     keep_benchmark(machine_and_build(), benchmark)
     return Result(opened.label, prompt_tokens, generation_tokens, benchmark, expected, generation[0], generation[-1])
 
@@ -74,13 +74,13 @@ def _predictions(located: Located, context_tokens: int | None, kv_type: str) -> 
     """With what earlier benchmarks have shown, from the rates alone, and where the build goes."""
     report = probe(home_folder())
     wanted = (Wanted(located.build, path=located.path),)
-    found, measured = ask(Question(None, wanted, main_room(report), context_tokens, kv_type))
+    found, measured = ask(Question(None, wanted, main_room(report.memory), context_tokens, kv_type, calibrate=True))
     if not found.builds:
-        return Speed(), Speed(), "none"
+        raise found.problems[0][1]
     one = found.builds[0]
     predicted = predict(measured.rates, one.work, one.placement, bandwidths(report, found.engine))
-    where = one.placement.where
-    return corrected(predicted, located.name, located.build, where, measured.benchmarks), predicted, where
+    where = place_of(one.placement)
+    return corrected(predicted, located.key, located.build, where, measured.benchmarks), predicted, where
 
 
 def _sizes(engine: Engine) -> tuple[int, int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from phi4local.backends.safe_mode import machine_and_build
 from phi4local.backends.survey import Question, Wanted, survey
 from phi4local.catalog import MODELS
 from phi4local.engine import Engine, GenerationOptions
-from phi4local.errors import DoesNotFit, FormatError, NotFound, UsageError
-from phi4local.fit import HOST, Room
+from phi4local.errors import DoesNotFit, FormatError, NotFound, Phi4LocalError, UsageError
+from phi4local.fit import HOST
 from phi4local.measured import keep_load
 from phi4local.settings import state_folder
 from phi4local.store import Build, builds, find
@@ -29,10 +31,13 @@ _CARD_SAMPLING = GenerationOptions(temperature=0.8, top_k=50, top_p=0.95)
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A file to load: what it is called, the model and build that it is, and why it was chosen."""
+    """A file to load: what it is called, the model and build that it is, and why it was chosen.
+
+    `key` is the model's name or, where only the file is known, its whole path.
+    """
 
     label: str
-    name: str
+    key: str
     build: str
     path: Path
     stored: Build | None = None
@@ -41,12 +46,15 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A loaded model: its name, its engine, its own sampling (greedy where it names none), and why this build."""
+    """A loaded model: what it was made of, its engine, and its own sampling (greedy where it names none)."""
 
-    label: str
+    located: Located
     engine: Engine
     options: GenerationOptions
-    why: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.located.label
 
 
 def open_model(name: str | None, *, context_tokens: int | None = None, kv_type: str = "f16") -> Opened:
@@ -75,24 +83,21 @@ def open_located(located: Located, *, context_tokens: int | None = None, kv_type
     except DoesNotFit as error:
         raise DoesNotFit(error.message, hint=_instead(located, error, context_tokens, kv_type)) from None
     keep_load(machine_and_build(), located.path.absolute(), engine.info.load)
-    return Opened(located.label, engine, _sampling(header, located.stored), located.why)
+    return Opened(located, engine, _sampling(header, located.stored))
 
 
 def check_room(located: Located, replaced: Engine, *, context_tokens: int | None, kv_type: str) -> None:
-    """Whether a file will fit once another engine is closed; that one is still open (DoesNotFit, BackendError)."""
-    memory = probe_memory()
-    total_bytes = memory.limit_bytes or memory.total_bytes
-    if total_bytes is None or memory.available_bytes is None:
-        return
-    question = Question(
-        None,
-        (Wanted(located.build, path=located.path),),
-        Room(HOST, total_bytes, memory.available_bytes),
-        context_tokens,
-        kv_type,
-        _given_back(replaced),
-    )
-    for one in survey(question, state_folder()).builds:
+    """Whether a file can be loaded once another engine, still open, is closed (the errors of `open_model`)."""
+    read_model_header(located.path)
+    _check_size(located.path, located.stored)
+    from phi4local.actions.fit import main_room
+
+    wanted = (Wanted(located.build, path=located.path),)
+    main = main_room(probe_memory())
+    found = survey(Question(None, wanted, main, context_tokens, kv_type, given_back(replaced)), state_folder())
+    for _, error in found.problems:
+        raise error
+    for one in found.builds:
         if one.placement.short_bytes:
             needed, short = one.placement.total.total_bytes, one.placement.short_bytes
             raise DoesNotFit(
@@ -101,41 +106,52 @@ def check_room(located: Located, replaced: Engine, *, context_tokens: int | None
             )
 
 
-def _given_back(engine: Engine) -> dict[str, int]:
-    """What closing an engine frees; weights in the main memory are the file's pages, which count as free already."""
-    return {
-        device: use.kv_bytes + use.compute_bytes if device == HOST else use.total_bytes
-        for device, use in engine.info.load.took.items()
-    }
+def given_back(engine: Engine) -> dict[str, int]:
+    """What closing an engine frees of each device; mapped weights are the file's pages, which count as free already."""
+    load = engine.info.load
+    freed = {device: use.total_bytes for device, use in load.took.items()}
+    return {device: size - load.mapped_bytes if device == HOST else size for device, size in freed.items()}
 
 
 def _instead(located: Located, error: DoesNotFit, context_tokens: int | None, kv_type: str) -> str:
     """The command that would work: the same file with less, another build of the model, another model."""
     from phi4local.actions.fit import SMALLEST, fit
 
-    command = f"phi4local chat {shlex.quote(located.label if located.stored else str(located.path))}"
     if error.options:
-        return f"{command} {' '.join(error.options)}"
-    smaller = fit(located.name, context=context_tokens, kv_type=kv_type) if located.stored else None
-    build = smaller.recommendation.build if smaller else None
-    if smaller and build:
-        here = any(one.installed for one in smaller.builds if one.build == build)
-        label = f"{located.name}:{build}"
-        return f"phi4local chat {label}" if here else f"{label} would fit: phi4local quantize FOLDER --to {build}"
+        return _command(located.label if located.stored else str(located.path), error.options)
+    with contextlib.suppress(Phi4LocalError):
+        answer = fit(located.key, context=context_tokens, kv_type=kv_type) if located.stored else None
+        build = answer.recommendation.build if answer else None
+        if answer and build:
+            given = ["--context", str(context_tokens)] if context_tokens else []
+            given += ["--kv", kv_type] if kv_type != "f16" else []
+            label = f"{located.key}:{build}"
+            here = any(one.installed for one in answer.builds if one.build == build)
+            return _command(label, given) if here else f"{label} would fit: phi4local quantize FOLDER --to {build}"
     return f"A smaller model: phi4local fit {SMALLEST}"
 
 
-def locate(name: str | None, *, context_tokens: int | None = None, kv_type: str = "f16") -> Located:
-    """Find what the user means; of several builds of a model the best that fits (NotFound, UsageError)."""
+def _command(label: str, options: Sequence[str]) -> str:
+    return shlex.join(["phi4local", "chat", label, *options])
+
+
+def locate(
+    name: str | None, *, context_tokens: int | None = None, kv_type: str = "f16", replaced: Engine | None = None
+) -> Located:
+    """Find what the user means; of several builds of a model the best that fits (NotFound, UsageError).
+
+    `replaced` will be closed before it is loaded.
+    """
     if name and (name.endswith(".gguf") or "/" in name):
         path = _file(Path(name))
-        return Located(path.name, path.name, path.name, path)
+        return Located(path.name, str(path.absolute()), path.name, path)
     choices = _choices(name)
     if len(choices) == 1:
         return _located(choices[0], "")
     from phi4local.actions.fit import fit_files
 
-    answer = fit_files({build.manifest.build: build.path for build in choices}, context_tokens, kv_type)
+    files = {build.manifest.build: build.path for build in choices}
+    answer = fit_files(files, context_tokens, kv_type, given_back(replaced) if replaced else None)
     best = next((build for build in choices if build.manifest.build == answer.build), choices[0])
     return _located(best, answer.why)
 

@@ -9,18 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hardware.probe import probe
-from hardware.report import EngineBuild, Report
+from hardware.report import EngineBuild, Memory, Report
 from phi4local.actions.probe import Machine, missing
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.backends.survey import Question, Survey, Surveyed, Wanted, survey
 from phi4local.catalog import MODELS, READY_MADE, find_model, model_name
-from phi4local.errors import NotFound, UsageError
-from phi4local.fit import HOST, Placement, Room, choose_cards, overflow
+from phi4local.engine import DEFAULT_CONTEXT_TOKENS
+from phi4local.errors import NotFound, Phi4LocalError, UsageError
+from phi4local.fit import HOST, UNKNOWN_BYTES, Placement, Room, choose_cards, overflow
 from phi4local.fit import Use as Taken
 from phi4local.measured import Measured, keep_rates, read_measured
 from phi4local.recommend import BuildFit, Recommendation, recommend
 from phi4local.settings import home_folder, state_folder
-from phi4local.speed import Work, bandwidth, corrected, predict
+from phi4local.speed import Work, bandwidth, corrected, place_of, predict
 from phi4local.store import builds
 from quant import mlx
 from quant.config import Config, read_config
@@ -28,6 +29,8 @@ from quant.ggml import BUILDS
 from quant.metadata import config_of
 from quant.sound import read_model_header
 
+_MLX_BUILDS = {f"mlx-{bits}bit": bits for bits in mlx.BITS}
+_LEAST_CONTEXT = 1024  # less is not offered
 DEFAULT_MODEL, SMALLEST = "phi-4", "phi-4-mini"
 
 
@@ -40,6 +43,7 @@ class Subject:
     header_bytes: int
     files: dict[str, Path]
     build: str = ""  # the only one that is asked about
+    key: str = ""  # what benchmarks of it are remembered by, where that is not its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +74,23 @@ def fit(name: str, *, context: int | None = None, kv_type: str = "f16") -> Fit:
             hint=f"Choose `--context` up to {subject.config.context}",
         )
     report = probe(home_folder())
-    question = Question(subject.config, wanted_builds(subject), main_room(report), context, kv_type)
+    question = Question(subject.config, wanted_builds(subject), main_room(report.memory), context, kv_type)
     found, measured = ask(question)
+    if found.problems and not found.builds:
+        raise found.problems[0][1]
     answer = _fit(subject, report, found, measured, kv_type)
     if answer.recommendation.build is None:
         return replace(answer, offer=_offer(question, answer))
     return answer
 
 
-def fit_files(files: dict[str, Path], context: int | None, kv_type: str) -> Recommendation:
-    """Which of the builds that are here to take (BackendError)."""
+def fit_files(
+    files: dict[str, Path], context: int | None, kv_type: str, replaced: dict[str, int] | None = None
+) -> Recommendation:
+    """Which of the builds that are here to take, once a model that holds `replaced` is closed (BackendError)."""
     report = probe(home_folder())
     wanted = tuple(Wanted(build, path=path) for build, path in files.items())
-    found, measured = ask(Question(None, wanted, main_room(report), context, kv_type))
+    found, measured = ask(Question(None, wanted, main_room(report.memory), context, kv_type, replaced or {}))
     return _fit(Subject("", None, 0, files), report, found, measured, kv_type).recommendation
 
 
@@ -90,17 +98,14 @@ def ask(question: Question) -> tuple[Survey, Measured]:
     """Put a question to the engine; the first one on a machine measures its rates on the way."""
     engine = machine_and_build()
     measured = read_measured(engine)
-    found = survey(replace(question, calibrate=measured.rates is None), state_folder())
-    if found.rates is not None:
-        keep_rates(engine, found.rates)
-        measured = replace(measured, rates=found.rates)
-    return found, measured
+    found = survey(replace(question, calibrate=question.calibrate or measured.rates is None), state_folder())
+    return found, keep_rates(engine, found.rates) if found.rates else measured
 
 
-def main_room(report: Report) -> Room:
+def main_room(memory: Memory) -> Room:
     """The main memory that a model may use: what is available now, within the container's limit."""
-    total_bytes = report.memory.limit_bytes or report.memory.total_bytes or 0
-    available_bytes = report.memory.available_bytes
+    total_bytes = memory.limit_bytes or memory.total_bytes or UNKNOWN_BYTES
+    available_bytes = memory.available_bytes
     return Room(HOST, total_bytes, total_bytes if available_bytes is None else available_bytes)
 
 
@@ -108,7 +113,7 @@ def find_subject(name: str) -> Subject:
     """What the user means (NotFound, FormatError, UsageError)."""
     if name.endswith(".gguf") and (os.path.isfile(name) or "/" in name):  # noqa: PTH113  never raises
         return _file(Path(name))
-    if os.path.isdir(name) and ("/" in name or not find_model(name)):  # noqa: PTH112  never raises
+    if "/" in name and os.path.isdir(name):  # noqa: PTH112  never raises
         return _folder(Path(name))
     title, _, build = name.partition(":")
     here = {one.manifest.build: one.path for one in builds() if one.manifest.name.lower() == title.lower()}
@@ -116,6 +121,8 @@ def find_subject(name: str) -> Subject:
     if model is not None:
         here |= {one.manifest.build: one.path for one in builds() if one.manifest.name == model.name}
         return _narrowed(Subject(model.name, model.config, model.header_bytes, here), build)
+    if not here and os.path.isdir(name):  # noqa: PTH112  the store's names come first
+        return _folder(Path(name))
     if not here:
         known = [model.name for model in MODELS] + [one.manifest.name for one in builds()]
         near = difflib.get_close_matches(title.lower(), known, 1, 0.5)
@@ -127,7 +134,7 @@ def find_subject(name: str) -> Subject:
 
 def _narrowed(subject: Subject, build: str) -> Subject:
     """One build of a model, where NAME:BUILD was said."""
-    known = {name.lower(): name for name in (*BUILDS, *subject.files)}
+    known = {name.lower(): name for name in (*BUILDS, *_MLX_BUILDS, *subject.files)}
     if build and build.lower() not in known:
         raise UsageError(f"No build called `{build}`", hint=f"One of {', '.join(BUILDS)}")
     return replace(subject, build=known.get(build.lower(), ""))
@@ -144,7 +151,7 @@ def _file(path: Path) -> Subject:
     if not os.path.isfile(path):  # noqa: PTH113  never raises
         raise NotFound(f"No file `{path}`", hint=f"phi4local fit {DEFAULT_MODEL}")
     header = read_model_header(path)
-    return Subject(path.name, None, header.data_offset, {path.name: path})
+    return Subject(path.name, None, header.data_offset, {path.name: path}, key=str(path.absolute()))
 
 
 def _stored(name: str, files: dict[str, Path]) -> Subject:
@@ -163,11 +170,11 @@ def wanted_builds(subject: Subject) -> tuple[Wanted, ...]:
 
 def _fit(subject: Subject, report: Report, found: Survey, measured: Measured, kv_type: str) -> Fit:
     rows = [_row(subject, one, report, found.engine, measured) for one in found.builds]
-    rows += [_problem(name, why) for name, why in found.problems]
-    context = found.builds[0].context if found.builds else 0
+    rows += [_problem(subject, name, error) for name, error in found.problems]
+    context = found.builds[0].context if found.builds else _usual_context(subject)
     trained = found.builds[0].trained if found.builds else 0
-    if subject.config is not None and not subject.build:
-        rows += _mlx_rows(subject.config, context, report, found)
+    if subject.config is not None and subject.build in ("", *_MLX_BUILDS):
+        rows += [row for row in _mlx_rows(subject.config, context, report, found) if subject.build in ("", row.build)]
     machine = Machine(report, found.engine, missing(report, found.engine))
     rows.sort(key=lambda row: row.file_bytes)
     return Fit(
@@ -184,15 +191,13 @@ def _fit(subject: Subject, report: Report, found: Survey, measured: Measured, kv
 
 
 def _row(subject: Subject, one: Surveyed, report: Report, engine: EngineBuild, measured: Measured) -> BuildFit:
-    published = READY_MADE.get(subject.name, {}).get(one.build)
     path = subject.files.get(one.build)
     place = one.placement
+    where = place_of(place)
     predicted = predict(measured.rates, one.work, place, bandwidths(report, engine))
-    name = subject.name
+    name = subject.key or subject.name
     here = [
-        bench
-        for bench in measured.benchmarks
-        if (bench.name, bench.build, bench.where) == (name, one.build, place.where)
+        bench for bench in measured.benchmarks if (bench.name, bench.build, bench.where) == (name, one.build, where)
     ]
     row = BuildFit(
         build=one.build,
@@ -203,16 +208,32 @@ def _row(subject: Subject, one: Surveyed, report: Report, engine: EngineBuild, m
         gpu_layers=place.gpu_layers,
         short_bytes=place.short_bytes,
         most_context=one.most_context,
-        predicted=predicted,
-        expected=corrected(predicted, name, one.build, place.where, measured.benchmarks),
         installed=path is not None,
-        ready_made=f"{published.repository}/{published.file}" if published else "",
+        ready_made=_ready_made(subject, one.build),
     )
+    if place.where == "none":
+        return row
+    expected = corrected(predicted, name, one.build, where, measured.benchmarks)
+    row = replace(row, predicted=predicted, expected=expected)
     return replace(row, measured=here[-1].measured) if here else row
 
 
-def _problem(build: str, why: str) -> BuildFit:
-    return BuildFit(build, "gguf", 0, {}, "none", note=why)
+def _ready_made(subject: Subject, build: str) -> str:
+    published = READY_MADE.get(subject.name, {}).get(build)
+    return f"{published.repository}/{published.file}" if published else ""
+
+
+def _usual_context(subject: Subject) -> int:
+    return min(DEFAULT_CONTEXT_TOKENS, subject.config.context) if subject.config else DEFAULT_CONTEXT_TOKENS
+
+
+def _problem(subject: Subject, build: str, error: Phi4LocalError) -> BuildFit:
+    path = subject.files.get(build)
+    size_bytes = path.stat().st_size if path and path.is_file() else 0
+    ready = _ready_made(subject, build)
+    return BuildFit(
+        build, "gguf", size_bytes, {}, "none", installed=path is not None, ready_made=ready, note=error.message
+    )
 
 
 def bandwidths(report: Report, engine: EngineBuild) -> dict[str, int]:
@@ -257,12 +278,19 @@ def _mlx_rows(config: Config, context: int, report: Report, found: Survey) -> It
 
 
 def _offer(question: Question, answer: Fit) -> str:
-    """Arguments with which something fits: a smaller KV type first, then a smaller context."""
-    smaller = [context for context in (8192, 4096, 2048, 1024) if context < answer.context]
-    kv_types = [answer.kv_type] if answer.kv_type not in ("f16", "f32") else ["f16", "q8_0"]
-    wishes = [(kv, context) for context in (answer.context, *smaller) for kv in kv_types]
-    for kv_type, context in wishes[1:]:
-        found = survey(replace(question, kv_type=kv_type, context=context), state_folder())
-        if any(one.placement.where != "none" for one in found.builds):
-            return " ".join([*(["--kv", kv_type] if kv_type != "f16" else []), "--context", str(context)])
+    """Arguments with which the smallest build fits: a smaller KV type first, then a smaller context."""
+    told = [row for row in answer.builds if row.memory and row.format == "gguf"]
+    if not told:
+        return ""
+    smallest = min(told, key=lambda row: row.file_bytes)
+    wanted = tuple(one for one in question.builds if one.build == smallest.build)
+    small_types = ["q8_0"] if answer.kv_type in ("f16", "f32") else []
+    wishes = [(kv_type, answer.context) for kv_type in small_types]
+    wishes += [(kv_type, _LEAST_CONTEXT) for kv_type in (answer.kv_type, *small_types)]
+    for kv_type, context in wishes:
+        asked = replace(question, builds=wanted, kv_type=kv_type, context=min(context, answer.trained))
+        found = survey(asked, state_folder()).builds
+        if found and found[0].placement.where != "none":
+            fitting = min(answer.context, found[0].most_context)
+            return f"{'' if kv_type == 'f16' else f'--kv {kv_type} '}--context {fitting}"
     return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # The types that a KV cache may have, with ggml's numbers.
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
@@ -27,11 +27,7 @@ class LoadSettings:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The main memory as the parent sees it, within its container; None: unknown, and not checked.
-
-    `replaced` is what a model that will be closed for this one holds of each device.
-    """
+    """The main memory as the parent sees it, within its container; None: unknown, and not checked."""
 
     main_total_bytes: int | None = None
     main_free_bytes: int | None = None
-    replaced: dict[str, int] = field(default_factory=dict)

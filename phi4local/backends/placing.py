@@ -18,10 +18,9 @@ from phi4local.backends.load_settings import Budget, LoadSettings
 from phi4local.backends.memory import MAPPED, Inquiry, buffers, by_device
 from phi4local.engine import Load
 from phi4local.errors import DoesNotFit
-from phi4local.fit import HOST, Memory, Placement, Room, Use, Where, most_context, overflow, place, rooms
+from phi4local.fit import HOST, UNKNOWN_BYTES, Memory, Placement, Room, Use, Where, most_context, overflow, place, rooms
 from phi4local.units import memory as memory_text
 
-_UNKNOWN_BYTES = 1 << 62
 _LEAST_CONTEXT = 1024  # less is not offered
 _OFFERED_SHARE = 0.97
 
@@ -43,10 +42,10 @@ def place_file(settings: LoadSettings, budget: Budget, errors: Sequence[str]) ->
     facts = [card.facts for card in cards()]
     main = Room(
         HOST,
-        _UNKNOWN_BYTES if budget.main_total_bytes is None else budget.main_total_bytes,
-        _UNKNOWN_BYTES if budget.main_free_bytes is None else budget.main_free_bytes,
+        UNKNOWN_BYTES if budget.main_total_bytes is None else budget.main_total_bytes,
+        UNKNOWN_BYTES if budget.main_free_bytes is None else budget.main_free_bytes,
     )
-    room = rooms(main, facts, budget.replaced)
+    room = rooms(main, facts, {})
     settings = replace(settings, split=tuple(float(one.usable_bytes) for one in room[1:]))
     inquiry = Inquiry(settings, errors)
     layers, context = inquiry.layers, wanted_context(settings, inquiry.trained_tokens)
@@ -115,6 +114,7 @@ def loaded(placed: Placed, context: Any, context_tokens: int) -> Load:
         predicted=_present(by_device(predicted)),
         took=_present(by_device(found)),
         resident_bytes=_resident() - placed.resident_bytes,
+        mapped_bytes=sum(use.weights_bytes for name, (_, use) in found.items() if name.endswith(MAPPED)),
         cards_bytes=sum(placed.free_bytes[name] - free.get(name, 0) for name in placed.free_bytes) if free else None,
     )
 

@@ -70,7 +70,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env={**(variables or {}), **environment()},
-            **_own_group(),
+            **own_group(),
         )
         self.stop = weakref.finalize(self, _end, self._process)
 
@@ -164,7 +164,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _own_group() -> dict[str, Any]:
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that was started with `own_group`, and what it has started."""
+    with contextlib.suppress(OSError):
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def own_group() -> dict[str, Any]:
     """Ctrl-C in the terminal reaches this process alone."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}

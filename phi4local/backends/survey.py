@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import pickle
 import subprocess
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hardware.report import EngineBuild
 from phi4local.backends.ask import REINSTALL
-from phi4local.backends.process import ENGINE_VARIABLES, cause, environment, python_module
+from phi4local.backends.process import ENGINE_VARIABLES, cause, end_group, environment, own_group, python_module
 from phi4local.backends.safe_mode import crash_remembered, machine_and_build, memory_file, remember_crash
-from phi4local.errors import BackendError
+from phi4local.errors import BackendError, Phi4LocalError
 from phi4local.fit import Placement, Room
 from phi4local.speed import Rates, Work
 from quant.config import Config
@@ -45,6 +46,7 @@ class Question:
     replaced: dict[str, int] = field(default_factory=dict)
     calibrate: bool = False
     safe_mode: bool = False
+    folder: Path = Path()  # for skeletons, while the question is answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Surveyed:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The engine, the room of each device, the builds, those that it cannot make with the reason, and the rates.
+    """The engine, the room of each device, the builds, those that it cannot tell about with the reason, and the rates.
 
     `crash`: what measuring died of before it was done with safe settings, which all the rest then is about.
     """
@@ -72,7 +74,7 @@ class Survey:
     engine: EngineBuild
     rooms: tuple[Room, ...]
     builds: tuple[Surveyed, ...]
-    problems: tuple[tuple[str, str], ...]
+    problems: tuple[tuple[str, Phi4LocalError], ...]
     rates: Rates | None
     crash: str = ""
 
@@ -88,21 +90,25 @@ def survey(question: Question, state_folder: Path) -> Survey:
 
 
 def _ask(question: Question) -> Survey:
-    command = python_module("phi4local.backends.surveyor")
-    try:
-        child = subprocess.run(
-            command,
-            input=pickle.dumps(question),
-            capture_output=True,
-            timeout=_DEADLINE_SECONDS,
-            check=False,
+    with tempfile.TemporaryDirectory(prefix="phi4local-", ignore_cleanup_errors=True) as folder:
+        child = subprocess.Popen(
+            python_module("phi4local.backends.surveyor"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**ENGINE_VARIABLES, **environment()},
+            **own_group(),
         )
-    except subprocess.TimeoutExpired:
-        raise BackendError("The engine did not answer", hint=REINSTALL) from None
+        try:
+            data = pickle.dumps(replace(question, folder=Path(folder)))
+            out, said = child.communicate(data, timeout=_DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise BackendError("The engine did not answer", hint=REINSTALL) from None
+        finally:
+            end_group(child)
     if child.returncode:
-        reason = child.stderr.decode(errors="replace").strip().splitlines()
+        reason = said.decode(errors="replace").strip().splitlines()
         raise BackendError(f"The engine failed: {reason[-1] if reason else cause(child.returncode)}", hint=REINSTALL)
-    answer = pickle.loads(child.stdout)
+    answer = pickle.loads(out)
     assert isinstance(answer, Survey)
     return answer

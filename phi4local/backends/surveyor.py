@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from phi4local.backends.ask import read_facts
 from phi4local.backends.asked import Log, build_facts, tensor_types
 from phi4local.backends.calibrate import measure
 from phi4local.backends.devices import cards
+from phi4local.backends.llamacpp_model import wanted_context
 from phi4local.backends.load_settings import LoadSettings
 from phi4local.backends.memory import Inquiry
 from phi4local.backends.process import CRASHES, cause
 from phi4local.backends.survey import Question, Survey, Surveyed, Wanted
-from phi4local.engine import DEFAULT_CONTEXT_TOKENS
 from phi4local.errors import Phi4LocalError
 from phi4local.fit import HOST, Room, most_context, place, rooms
 from phi4local.speed import Rates, work_of
@@ -37,21 +36,19 @@ Tensors = dict[str, tuple[str, int]]  # matrices: name -> (type, bytes)
 def answer(question: Question, log: Log) -> Survey:
     """Measure if that is wanted, then ask about each build."""
     crash, rates = "", None
-    with tempfile.TemporaryDirectory(prefix="phi4local-") as name:
-        folder = Path(name)
-        if question.calibrate:
-            rates, crash = _measured(folder, question.safe_mode)
-            question = replace(question, safe_mode=question.safe_mode or bool(crash))
-        engine = read_facts(build_facts())
-        room = rooms(question.main, [card.facts for card in cards()], question.replaced)
-        files = _Files(question.config, folder, log)
-        surveyed: list[Surveyed] = []
-        problems: list[tuple[str, str]] = []
-        for wanted in question.builds:
-            try:
-                surveyed.append(_survey(wanted, question, room, files))
-            except Phi4LocalError as error:
-                problems.append((wanted.build, error.message))
+    if question.calibrate:
+        rates, crash = _measured(question.folder, question.safe_mode)
+        question = replace(question, safe_mode=question.safe_mode or bool(crash))
+    engine = read_facts(build_facts())
+    room = rooms(question.main, [card.facts for card in cards()], question.replaced)
+    files = _Files(question.config, question.folder, log)
+    surveyed: list[Surveyed] = []
+    problems: list[tuple[str, Phi4LocalError]] = []
+    for wanted in question.builds:
+        try:
+            surveyed.append(_survey(wanted, question, room, files))
+        except Phi4LocalError as error:
+            problems.append((wanted.build, error))
     return Survey(engine, tuple(room), tuple(surveyed), tuple(problems), rates, crash)
 
 
@@ -91,10 +88,12 @@ def _forked(folder: Path, *, safe_mode: bool) -> tuple[Rates | None, str]:
 def _survey(wanted: Wanted, question: Question, room: list[Room], files: _Files) -> Surveyed:
     path, size_bytes, tensors = files.stored(wanted.path) if wanted.path else files.skeleton(wanted)
     split = tuple(float(one.usable_bytes) for one in room if one.device != HOST)
-    settings = LoadSettings(str(path), kv_type=question.kv_type, safe_mode=question.safe_mode, split=split)
+    settings = LoadSettings(
+        str(path), question.context, kv_type=question.kv_type, safe_mode=question.safe_mode, split=split
+    )
     inquiry = Inquiry(settings, files.log.errors)
     try:
-        context = min(question.context or DEFAULT_CONTEXT_TOKENS, inquiry.trained_tokens)
+        context = wanted_context(settings, inquiry.trained_tokens)
         placement = place(inquiry, inquiry.layers, context, room)
         most = {"none": 0, "split": context}.get(placement.where)  # more context would move layers off the card
         if most is None:

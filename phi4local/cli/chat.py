@@ -92,6 +92,7 @@ class _Conversation:
     def __init__(self, opened: Opened, args: argparse.Namespace) -> None:
         self._opened = opened
         self._args = args
+        self._room = {"context_tokens": args.context, "kv_type": args.kv}
 
     def run(self) -> None:
         """Converse until the input ends."""
@@ -113,11 +114,15 @@ class _Conversation:
 
     def _switch(self, name: str) -> tuple[Session, GenerationOptions]:
         """Open another model in the place of this one, once it is certain that there is one and room for it."""
-        args = self._args
-        located = locate(name, context_tokens=args.context, kv_type=args.kv)
-        check_room(located, self._opened.engine, context_tokens=args.context, kv_type=args.kv)
-        self._opened.engine.close()
-        self._opened = open_located(located, context_tokens=args.context, kv_type=args.kv)
+        before = self._opened
+        located = locate(name, replaced=before.engine, **self._room)
+        check_room(located, before.engine, **self._room)
+        before.engine.close()
+        try:
+            self._opened = open_located(located, **self._room)
+        except Phi4LocalError as error:
+            output.say(f"error: {error.message}; going on with {before.label}")
+            self._opened = open_located(before.located, **self._room)
         return self._begin()
 
 
@@ -190,8 +195,8 @@ def _say_load(opened: Opened) -> None:
         f"{opened.label} on {info.backend}, {place}, context {info.context_tokens} tokens, KV cache {load.kv_type}: "
         f"takes {memory(took)}, {memory(predicted)} predicted"
     )
-    if opened.why:
-        output.say(f"{opened.why}")
+    if opened.located.why:
+        output.say(opened.located.why)
 
 
 def _say_notes(opened: Opened) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from phi4local.actions.fit import DEFAULT_MODEL, SMALLEST, Fit, fit
 from phi4local.cli import output
 from phi4local.cli.arguments import add_context
 from phi4local.cli.probe import machine_json
-from phi4local.fit import HOST, Room, Use, total
+from phi4local.fit import HOST, UNKNOWN_BYTES, Room, Use, total
 from phi4local.recommend import BuildFit
 from phi4local.units import file_size, memory
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output.emit_json(fit_json(answer))
     else:
-        show(answer)
+        show(answer, args.model)
     return 0
 
 
@@ -89,8 +90,8 @@ def build_json(build: BuildFit) -> dict[str, Any]:
     }
 
 
-def show(answer: Fit) -> None:
-    """The table for people, 80 columns wide."""
+def show(answer: Fit, asked: str) -> None:
+    """The table for people, 80 columns wide; `asked` is how the user called it."""
     for room in answer.rooms:
         output.say(_room(room, answer.bandwidth))
     rows = [row for row in answer.builds if row.format == "gguf" or not row.note.startswith("runs")]
@@ -105,9 +106,12 @@ def show(answer: Fit) -> None:
     cells = [_cells(row, answer, usable, unit)[:columns] for row in rows]
     output.table(_HEADS[:columns], cells, right=(1, 2, 3, 4, 6))
     output.say(_legend(answer, rows))
+    for row in rows:
+        if not row.memory:
+            output.say(f"{row.build}: {row.note}")
     output.paragraph(f"\n{answer.recommendation.why}.")
     if answer.offer:
-        output.say(f"hint: phi4local fit {answer.model} {answer.offer}")
+        output.say(f"hint: phi4local fit {shlex.quote(asked)} {answer.offer}")
     elif answer.recommendation.build is None and answer.model != SMALLEST:
         output.say(f"hint: phi4local fit {SMALLEST}")
     for note in answer.machine.report.notes:
@@ -118,6 +122,8 @@ def show(answer: Fit) -> None:
 
 def _room(room: Room, bandwidth: float | None) -> str:
     name = "main memory" if room.device == HOST else room.device
+    if room.total_bytes == UNKNOWN_BYTES:
+        return f"{name}: its size is unknown, so everything counts as fitting"
     sizes = f"{memory(room.free_bytes)} free of {memory(room.total_bytes)}"
     speed = f", read at {bandwidth / 1e9:.0f} GB/s" if bandwidth and room.device == HOST else ""
     return f"{name}: {sizes}; {memory(room.margin_bytes)} of it stay free{speed}"
