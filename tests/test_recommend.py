@@ -113,7 +113,7 @@ def test_what_cannot_run_here_is_never_recommended() -> None:
     worst = row("Q2_K", "cpu", 5)
     assert chosen(mlx, broken, worst) == "Q2_K"
     assert recommend([broken, mlx, worst], 4096).why == f"Q2_K {IN_MEMORY} (5.00 GiB)"
-    assert recommend([mlx, broken], 4096) == Recommendation(None, "No build of it can be made")
+    assert recommend([mlx, broken], 4096) == Recommendation(None, "No build that can be run here was asked about")
     assert recommend([], 4096).build is None
 
 

@@ -16,7 +16,7 @@ from phi4local.backends.survey import Question, Survey, Surveyed, Wanted, survey
 from phi4local.catalog import MODELS, READY_MADE, find_model, model_name
 from phi4local.engine import DEFAULT_CONTEXT_TOKENS
 from phi4local.errors import NotFound, Phi4LocalError, UsageError
-from phi4local.fit import HOST, UNKNOWN_BYTES, Placement, Room, choose_cards, overflow
+from phi4local.fit import HOST, OFFERED_SHARE, UNKNOWN_BYTES, Placement, Room, choose_cards, overflow
 from phi4local.fit import Use as Taken
 from phi4local.measured import Measured, keep_rates, read_measured
 from phi4local.recommend import BuildFit, Recommendation, recommend
@@ -287,8 +287,10 @@ def _offer(question: Question, answer: Fit) -> str:
     small_types = ["q8_0"] if answer.kv_type in ("f16", "f32") else []
     wishes = [(kv_type, answer.context) for kv_type in small_types]
     wishes += [(kv_type, _LEAST_CONTEXT) for kv_type in (answer.kv_type, *small_types)]
+    # Free memory is never the same twice: what is offered must still fit when the user has typed it.
+    main = replace(question.main, free_bytes=int(question.main.free_bytes * OFFERED_SHARE))
     for kv_type, context in wishes:
-        asked = replace(question, builds=wanted, kv_type=kv_type, context=min(context, answer.trained))
+        asked = replace(question, main=main, builds=wanted, kv_type=kv_type, context=min(context, answer.trained))
         found = survey(asked, state_folder()).builds
         if found and found[0].placement.where != "none":
             fitting = min(answer.context, found[0].most_context)

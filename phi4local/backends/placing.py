@@ -18,11 +18,23 @@ from phi4local.backends.load_settings import Budget, LoadSettings
 from phi4local.backends.memory import MAPPED, Inquiry, buffers, by_device
 from phi4local.engine import Load
 from phi4local.errors import DoesNotFit
-from phi4local.fit import HOST, UNKNOWN_BYTES, Memory, Placement, Room, Use, Where, most_context, overflow, place, rooms
+from phi4local.fit import (
+    HOST,
+    OFFERED_SHARE,
+    UNKNOWN_BYTES,
+    Memory,
+    Placement,
+    Room,
+    Use,
+    Where,
+    most_context,
+    overflow,
+    place,
+    rooms,
+)
 from phi4local.units import memory as memory_text
 
 _LEAST_CONTEXT = 1024  # less is not offered
-_OFFERED_SHARE = 0.97
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +81,7 @@ def _refusal(settings: LoadSettings, placement: Placement, context: int, room: S
     wishes = [(smaller, context)] if settings.kv_type in ("f16", "f32") else []
     wishes += [(settings, 0), (smaller, 0)]
     # Free memory is never the same twice: what is offered must still fit when the user has typed it.
-    less = [replace(one, free_bytes=int(one.free_bytes * _OFFERED_SHARE)) for one in room]
+    less = [replace(one, free_bytes=int(one.free_bytes * OFFERED_SHARE)) for one in room]
     offers = (_offer(wish, wanted, context, less) for wish, wanted in wishes)
     return DoesNotFit(
         f"`{Path(settings.path).name}` needs {memory_text(placement.total.total_bytes)} of memory with a context of "
