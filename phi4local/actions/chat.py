@@ -70,15 +70,13 @@ def open_located(located: Located, *, context_tokens: int | None = None, kv_type
     """Load a file where it fits best into what is free now, and remember what that took."""
     header = read_model_header(located.path)
     _check_size(located.path, located.stored)
-    memory = probe_memory()
-    budget = Budget(memory.limit_bytes or memory.total_bytes, memory.available_bytes)
     try:
         engine = open_engine(
             located.path,
             context_tokens=context_tokens,
             kv_type=kv_type,
             state_folder=state_folder(),
-            budget=budget,
+            budget=_budget,
         )
     except DoesNotFit as error:
         raise DoesNotFit(error.message, hint=_instead(located, error, context_tokens, kv_type)) from None
@@ -86,12 +84,18 @@ def open_located(located: Located, *, context_tokens: int | None = None, kv_type
     return Opened(located, engine, _sampling(header, located.stored))
 
 
+def _budget() -> Budget:
+    """The main memory as it is now."""
+    memory = probe_memory()
+    return Budget(memory.limit_bytes or memory.total_bytes, memory.available_bytes)
+
+
 def check_room(located: Located, replaced: Engine, *, context_tokens: int | None, kv_type: str) -> None:
     """Whether a file can be loaded once another engine, still open, is closed (the errors of `open_model`)."""
-    read_model_header(located.path)
-    _check_size(located.path, located.stored)
     from phi4local.actions.fit import main_room
 
+    read_model_header(located.path)
+    _check_size(located.path, located.stored)
     wanted = (Wanted(located.build, path=located.path),)
     main = main_room(probe_memory())
     found = survey(Question(None, wanted, main, context_tokens, kv_type, given_back(replaced)), state_folder())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from phi4local.backends.load_settings import Budget, LoadSettings
@@ -15,11 +16,11 @@ def open_engine(
     context_tokens: int | None = None,
     threads: int | None = None,
     kv_type: str = "f16",
-    budget: Budget | None = None,
+    budget: Callable[[], Budget] = Budget,
 ) -> Engine:
     """Load the GGUF file `path` where it fits best (NotFound, UsageError, DoesNotFit, BackendError).
 
-    `state_folder` keeps the engine's log and what was learnt about this machine.
+    `state_folder` keeps the engine's log and what was learnt about this machine; `budget` tells the free main memory.
     """
     from phi4local.backends.llamacpp import Host, LlamaCppEngine
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,16 @@ class Host:
 class LlamaCppEngine:
     """A model in a worker process (`phi4local.engine.Engine`)."""
 
-    def __init__(self, settings: LoadSettings, host: Host, budget: Budget | None = None) -> None:
-        """Load the model (NotFound, BackendError, DoesNotFit, InsufficientResources, UsageError)."""
+    def __init__(self, settings: LoadSettings, host: Host, budget: Callable[[], Budget] = Budget) -> None:
+        """Load the model (NotFound, BackendError, DoesNotFit, InsufficientResources, UsageError).
+
+        `budget` is asked at every start of the worker.
+        """
         self._path = Path(settings.path)
         if not self._path.is_file():
             raise NotFound(f"No model file `{self._path}`", hint="See what is here: phi4local list")
         self._host = host
-        self._budget = budget or Budget()
+        self._budget = budget
         self._key = machine_and_build()
         remembered = bool(crash_remembered(memory_file(host.state_folder), self._key))
         self._settings = replace(settings, path=str(self._path.absolute()), safe_mode=settings.safe_mode or remembered)
@@ -185,7 +188,7 @@ class LlamaCppEngine:
         if self._worker is not None:
             self._worker.stop()
         self._worker = worker = Worker(self._host.command, self._host.state_folder / _LOG, ENGINE_VARIABLES)
-        load = {"op": "load", "settings": asdict(self._settings), "budget": asdict(self._budget)}
+        load = {"op": "load", "settings": asdict(self._settings), "budget": asdict(self._budget())}
         seconds = self._host.deadlines.load_seconds
         try:
             with worker.deadline("load", seconds):
