@@ -90,15 +90,12 @@ def survey(question: Question, state_folder: Path) -> Survey:
 
 
 def _ask(question: Question) -> Survey:
-    with tempfile.TemporaryDirectory(prefix="phi4local-", ignore_cleanup_errors=True) as folder:
-        child = subprocess.Popen(
-            python_module("phi4local.backends.surveyor"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**ENGINE_VARIABLES, **environment()},
-            **own_group(),
-        )
+    command, variables = python_module("phi4local.backends.surveyor"), {**ENGINE_VARIABLES, **environment()}
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryDirectory(prefix="phi4local-", ignore_cleanup_errors=True) as folder,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=variables, **own_group()) as child,
+    ):
         try:
             data = pickle.dumps(replace(question, folder=Path(folder)))
             out, said = child.communicate(data, timeout=_DEADLINE_SECONDS)
