@@ -25,9 +25,10 @@ def describe(load: Load | None, benchmarks: Sequence[Benchmark]) -> list[tuple[s
     facts = []
     if load:
         took, predicted = total(load.took).total_bytes, total(load.predicted).total_bytes
+        error = f" ({took / predicted - 1:+.1%})" if predicted else ""
         facts += [
             ("Last load", f"context {load.context_tokens}, KV cache {load.kv_type}, {load.gpu_layers} layers on cards"),
-            ("  took", f"{memory(took)}, {memory(predicted)} predicted ({took / predicted - 1:+.1%})"),
+            ("  took", f"{memory(took)}, {memory(predicted)} predicted{error}"),
             *((f"  {device}", _use(use)) for device, use in load.took.items()),
         ]
         if load.resident_bytes is not None:
