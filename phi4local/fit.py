@@ -17,6 +17,7 @@ from hardware.report import EngineDevice
 
 HOST = "CPU"  # what the engine calls the main memory
 UNKNOWN_BYTES = 1 << 62  # the size of a memory that the system does not tell: nothing is refused for its sake
+LEAST_CONTEXT = 1024  # less is not offered in the place of something too large
 OFFERED_SHARE = 0.97  # of the free memory is what may be offered in the place of something too large
 _STEP = 256  # llama.cpp rounds a context up to this
 _GIB = 1 << 30

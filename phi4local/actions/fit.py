@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hardware.probe import probe
+from hardware.probe import probe, probe_memory
 from hardware.report import EngineBuild, Memory, Report
 from phi4local.actions.probe import Machine, missing
 from phi4local.backends.safe_mode import machine_and_build
@@ -16,7 +16,7 @@ from phi4local.backends.survey import Question, Survey, Surveyed, Wanted, survey
 from phi4local.catalog import MODELS, READY_MADE, find_model, model_name
 from phi4local.engine import DEFAULT_CONTEXT_TOKENS
 from phi4local.errors import NotFound, Phi4LocalError, UsageError
-from phi4local.fit import HOST, OFFERED_SHARE, UNKNOWN_BYTES, Placement, Room, choose_cards, overflow
+from phi4local.fit import HOST, LEAST_CONTEXT, OFFERED_SHARE, UNKNOWN_BYTES, Placement, Room, choose_cards, overflow
 from phi4local.fit import Use as Taken
 from phi4local.measured import Measured, keep_rates, read_measured
 from phi4local.recommend import BuildFit, Recommendation, recommend
@@ -30,7 +30,6 @@ from quant.metadata import config_of
 from quant.sound import read_model_header
 
 _MLX_BUILDS = {f"mlx-{bits}bit": bits for bits in mlx.BITS}
-_LEAST_CONTEXT = 1024  # less is not offered
 DEFAULT_MODEL, SMALLEST = "phi-4", "phi-4-mini"
 
 
@@ -88,10 +87,10 @@ def fit_files(
     files: dict[str, Path], context: int | None, kv_type: str, replaced: dict[str, int] | None = None
 ) -> Recommendation:
     """Which of the builds that are here to take, once a model that holds `replaced` is closed (BackendError)."""
-    report = probe(home_folder())
     wanted = tuple(Wanted(build, path=path) for build, path in files.items())
-    found, measured = ask(Question(None, wanted, main_room(report.memory), context, kv_type, replaced or {}))
-    return _fit(Subject("", None, 0, files), report, found, measured, kv_type).recommendation
+    main = main_room(probe_memory())
+    found = survey(Question(None, wanted, main, context, kv_type, replaced or {}), state_folder()).builds
+    return recommend([_placed(one, one.tensor_bytes) for one in found], found[0].context if found else 0)
 
 
 def ask(question: Question) -> tuple[Survey, Measured]:
@@ -116,15 +115,15 @@ def find_subject(name: str) -> Subject:
     if "/" in name and os.path.isdir(name):  # noqa: PTH112  never raises
         return _folder(Path(name))
     title, _, build = name.partition(":")
-    here = {one.manifest.build: one.path for one in builds() if one.manifest.name.lower() == title.lower()}
-    model = find_model(title)
+    stored, model = builds(), find_model(title)
+    names = {title.lower(), model.name if model else title.lower()}
+    here = {one.manifest.build: one.path for one in stored if one.manifest.name.lower() in names}
     if model is not None:
-        here |= {one.manifest.build: one.path for one in builds() if one.manifest.name == model.name}
         return _narrowed(Subject(model.name, model.config, model.header_bytes, here), build)
     if not here and os.path.isdir(name):  # noqa: PTH112  the store's names come first
         return _folder(Path(name))
     if not here:
-        known = [model.name for model in MODELS] + [one.manifest.name for one in builds()]
+        known = [model.name for model in MODELS] + [one.manifest.name for one in stored]
         near = difflib.get_close_matches(title.lower(), known, 1, 0.5)
         raise NotFound(
             f"No model called `{title}` is known", hint=f"phi4local fit {near[0] if near else DEFAULT_MODEL}"
@@ -199,23 +198,28 @@ def _row(subject: Subject, one: Surveyed, report: Report, engine: EngineBuild, m
     here = [
         bench for bench in measured.benchmarks if (bench.name, bench.build, bench.where) == (name, one.build, where)
     ]
-    row = BuildFit(
-        build=one.build,
-        format="gguf",
-        file_bytes=path.stat().st_size if path else one.tensor_bytes + subject.header_bytes,
-        memory=place.memory,
-        where=place.where,
-        gpu_layers=place.gpu_layers,
-        short_bytes=place.short_bytes,
-        most_context=one.most_context,
-        installed=path is not None,
-        ready_made=_ready_made(subject, one.build),
-    )
+    file_bytes = path.stat().st_size if path else one.tensor_bytes + subject.header_bytes
+    row = replace(_placed(one, file_bytes), installed=path is not None, ready_made=_ready_made(subject, one.build))
     if place.where == "none":
         return row
     expected = corrected(predicted, name, one.build, where, measured.benchmarks)
     row = replace(row, predicted=predicted, expected=expected)
     return replace(row, measured=here[-1].measured) if here else row
+
+
+def _placed(one: Surveyed, file_bytes: int) -> BuildFit:
+    """Where a build goes, without its speed."""
+    place = one.placement
+    return BuildFit(
+        build=one.build,
+        format="gguf",
+        file_bytes=file_bytes,
+        memory=place.memory,
+        where=place.where,
+        gpu_layers=place.gpu_layers,
+        short_bytes=place.short_bytes,
+        most_context=one.most_context,
+    )
 
 
 def _ready_made(subject: Subject, build: str) -> str:
@@ -255,7 +259,7 @@ def _mlx_rows(config: Config, context: int, report: Report, found: Survey) -> It
     metal = [room for room in found.rooms if room.shares_main]
     shared = Room("Metal", (apple.shared_bytes or 0), (apple.shared_bytes or 0), shares_main=True) if apple else None
     card = metal[0] if metal else shared
-    for bits in mlx.BITS:
+    for name, bits in _MLX_BUILDS.items():
         weights = mlx.weights_bytes(config, bits)
         use = Taken(weights, mlx.kv_bytes(config, context), mlx.compute_bytes(config))
         memory = {card.device if card else "Metal": use}
@@ -263,7 +267,7 @@ def _mlx_rows(config: Config, context: int, report: Report, found: Survey) -> It
         placement = Placement("none" if short_bytes else "gpu", config.layers + 1, memory, short_bytes)
         speeds = {card.device: apple.bandwidth_bytes_per_second or 0} if apple and card and not short_bytes else {}
         yield BuildFit(
-            build=f"mlx-{bits}bit",
+            build=name,
             format="mlx",
             file_bytes=weights,
             memory=memory,
@@ -271,7 +275,7 @@ def _mlx_rows(config: Config, context: int, report: Report, found: Survey) -> It
             gpu_layers=placement.gpu_layers if apple else 0,
             short_bytes=short_bytes,
             predicted=predict(
-                None, Work(0, {}, {}), placement, {name: speed for name, speed in speeds.items() if speed}
+                None, Work(0, {}, {}), placement, {device: speed for device, speed in speeds.items() if speed}
             ),
             note="by arithmetic" if apple else "runs on Apple Silicon only",
         )
@@ -286,7 +290,7 @@ def _offer(question: Question, answer: Fit) -> str:
     wanted = tuple(one for one in question.builds if one.build == smallest.build)
     small_types = ["q8_0"] if answer.kv_type in ("f16", "f32") else []
     wishes = [(kv_type, answer.context) for kv_type in small_types]
-    wishes += [(kv_type, _LEAST_CONTEXT) for kv_type in (answer.kv_type, *small_types)]
+    wishes += [(kv_type, LEAST_CONTEXT) for kv_type in (answer.kv_type, *small_types)]
     # Free memory is never the same twice: what is offered must still fit when the user has typed it.
     main = replace(question.main, free_bytes=int(question.main.free_bytes * OFFERED_SHARE))
     for kv_type, context in wishes:

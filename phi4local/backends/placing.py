@@ -20,6 +20,7 @@ from phi4local.engine import Load
 from phi4local.errors import DoesNotFit
 from phi4local.fit import (
     HOST,
+    LEAST_CONTEXT,
     OFFERED_SHARE,
     UNKNOWN_BYTES,
     Memory,
@@ -33,8 +34,6 @@ from phi4local.fit import (
     rooms,
 )
 from phi4local.units import memory as memory_text
-
-_LEAST_CONTEXT = 1024  # less is not offered
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ def _offer(settings: LoadSettings, context: int, most: int, room: Sequence[Room]
     """Arguments with which it fits; `context` 0: the largest below `most` that does."""
     inquiry = Inquiry(settings, ())
     try:
-        placement = place(inquiry, inquiry.layers, context or min(_LEAST_CONTEXT, most), room)
+        placement = place(inquiry, inquiry.layers, context or min(LEAST_CONTEXT, most), room)
         if placement.short_bytes:
             return ()
         found = context or min(most_context(inquiry, placement, most, room), most)
