@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import IO
 
 from phi4local.errors import FormatError, InsufficientResources, NotFound
@@ -45,6 +46,41 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(fd)
     finally:
+        os.close(fd)
+
+
+class Lock:
+    """A held lock on `path`; leaving the block removes the file. A process that dies gives its locks back."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+def take_lock(path: Path) -> Lock | None:
+    """The lock that `path` stands for, or None while another process holds it."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return None
+        # The one who held the lock may have finished and removed the file between our open and our lock.
+        if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
+            return Lock(path, fd)
         os.close(fd)
 
 

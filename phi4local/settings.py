@@ -20,6 +20,11 @@ def models_folder() -> Path:
     return home_folder() / "models"
 
 
+def sources_folder() -> Path:
+    """Official weights that the user wants to keep."""
+    return home_folder() / "sources"
+
+
 def state_folder() -> Path:
     """What the tool has learnt about this machine, and the engine's log."""
     return home_folder() / "state"

@@ -23,6 +23,7 @@ from phi4local.settings import models_folder
 _SUFFIX = ".manifest.json"
 _LIMIT_BYTES = 10_000_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9.\-]{0,99}")
+_BUILD = re.compile(r"[A-Za-z0-9][\w.\-]{0,59}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ def build_path(name: str, build: str) -> Path:
     """Where a build belongs (UsageError for a name that is no plain name)."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"`{name}` cannot be a model's name", hint="Use letters, digits, `.` and `-`")
+    if not _BUILD.fullmatch(build):
+        raise UsageError(f"`{build}` cannot be a build's name", hint="Use letters, digits, `.`, `_` and `-`")
     return models_folder() / name / f"{name}-{build}.gguf"
 
 

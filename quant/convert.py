@@ -24,7 +24,7 @@ import numpy as np
 
 from phi4local.errors import FormatError
 from phi4local.files import disk_full, publish, writing_to
-from quant.check import check_build, hash_file
+from quant.check import check_layout, check_rows, hash_file
 from quant.journal import Journal
 from quant.plan import Plan, PlannedTensor
 from quant.rows import Bytes, RowFormat, make_rows
@@ -35,15 +35,17 @@ BLOCK_WEIGHTS = 1 << 19  # 1 MiB of bf16: large enough to hide Python, small eno
 _CHECKPOINT_BYTES = 256 << 20  # how much source may have to be quantized again after a kill
 _HASH_BYTES = 4 << 20
 _DISK_MARGIN = 1.1
+_NOTHING: Bytes = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the work is: bytes of source weights done; `stage` is `quantize` or `check`."""
+    """How far the work is; of quantizing, bytes of source weights. `note` is what it waits for."""
 
     stage: str
     done_bytes: int
     total_bytes: int
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,14 @@ class _Block:
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A shard that is being read."""
+
+    name: str
+    fd: int
+
+
 def partial_path(target: Path) -> Path:
     """Where a build grows before it is whole."""
     return target.with_name(target.name + ".partial")
@@ -81,11 +91,16 @@ def fingerprint(plan: Plan) -> str:
     return hashlib.sha256(plan.header + f"\n{plan.source.stamp}\n{engine}".encode()).hexdigest()
 
 
-def check_disk(plan: Plan, target: Path) -> None:
+def lock_path(target: Path) -> Path:
+    """Who holds it is the only one that makes this build."""
+    return target.with_name(target.name + ".lock")
+
+
+def check_disk(size_bytes: int, target: Path) -> None:
     """Refuse before the first byte when the result does not fit beside its margin (InsufficientResources)."""
     partial = partial_path(target)
     present = partial.stat().st_blocks * 512 if partial.exists() else 0
-    needed = int(plan.size_bytes * _DISK_MARGIN) - present
+    needed = int(size_bytes * _DISK_MARGIN) - present
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise disk_full(target.parent, needed)
@@ -96,11 +111,11 @@ def convert(
 ) -> Generator[Progress, None, Built]:
     """Build `target`. Closing the generator stops the work; the same call then goes on from the last checkpoint.
 
-    `certify` is called when the whole file has been checked and stands under its partial name: whatever it writes is
-    there before the build is. An older `target` is gone by then.
+    The caller holds the target's lock. `certify` is called when the whole file has been checked and stands under its
+    partial name: whatever it writes is there before the build is. An older `target` is gone by then.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    check_disk(plan, target)
+    check_disk(plan.size_bytes, target)
     with writing_to(target.parent, plan.size_bytes):
         journal = Journal(journal_path(target), fingerprint(plan))
         try:
@@ -122,6 +137,7 @@ def _convert(plan: Plan, target: Path, journal: Journal, threads: int) -> Genera
     partial = partial_path(target)
     if not partial.exists() or partial.stat().st_size != plan.size_bytes:
         journal.restart()
+    journal.forget(_lost(plan, journal))
     resumed = sum(t.record.size_bytes for t in plan.tensors if t.record and t.name in journal.finished)
     small_files = _hash_small_files(plan)
     fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -136,12 +152,27 @@ def _convert(plan: Plan, target: Path, journal: Journal, threads: int) -> Genera
     finally:
         os.close(fd)
     yield Progress("check", 0, plan.size_bytes)
-    check_build(partial, plan)
+    check_layout(partial, plan)
     sha256 = hash_file(partial)
-    if stamp(plan.source.folder) != plan.source.stamp:
+    if plan.source.arrival is None and stamp(plan.source.folder) != plan.source.stamp:
         raise _changed(plan)
     yield Progress("check", plan.size_bytes, plan.size_bytes)
     return Built(sha256, dict(sorted((journal.hashes | small_files).items())), resumed)
+
+
+def _lost(plan: Plan, journal: Journal) -> list[str]:
+    """Tensors made of bytes that were never checked and are not there to be checked now."""
+    arrival = plan.source.arrival
+    if arrival is None:
+        return []
+    here = {shard.path.name: arrival.here_bytes(shard.path.name) for shard in plan.source.checkpoint.shards}
+    shard_of = {record.name: shard.path.name for shard in plan.source.checkpoint.shards for record in shard.records}
+    lost = []
+    for tensor in plan.tensors:
+        if tensor.record and shard_of[tensor.record.name] not in journal.hashes:
+            end = tensor.record.offset + tensor.record.size_bytes
+            lost += [tensor.name] if here[shard_of[tensor.record.name]] < end else []
+    return lost
 
 
 def _changed(plan: Plan) -> FormatError:
@@ -155,6 +186,7 @@ class _Pass:
 
     def __init__(self, plan: Plan, fd: int, journal: Journal, threads: int) -> None:
         self.plan, self.fd, self.journal = plan, fd, journal
+        self.arrival = plan.source.arrival
         self.targets = {tensor.record.name: tensor for tensor in plan.tensors if tensor.record}
         self.total_bytes = sum(_weight_bytes(shard) for shard in plan.source.checkpoint.shards)
         self.done_bytes = 0
@@ -169,8 +201,11 @@ class _Pass:
             self.buffers.put(np.empty(0, np.uint8))
 
     def run(self) -> Iterator[Progress]:
+        shards = self.plan.source.checkpoint.shards
+        if self.arrival:
+            self.arrival.begin([shard.path.name for shard in shards if not self._is_finished(shard)])
         try:
-            for shard in self.plan.source.checkpoint.shards:
+            for shard in shards:
                 if self._is_finished(shard):
                     self.done_bytes += _weight_bytes(shard)
                     yield self._progress()
@@ -192,23 +227,45 @@ class _Pass:
 
     def _read_shard(self, shard: Shard) -> Iterator[Progress]:
         digest = hashlib.sha256()
+        name = shard.path.name
         with shard.path.open("rb", buffering=0) as file:
             digest.update(file.read(shard.data_offset))
             for record in shard.records:
-                for rows in self._read_record(file.fileno(), record):
+                for rows in self._read_record(_Open(name, file.fileno()), record):
                     digest.update(rows.data)
                     self.done_bytes += rows.size
                     self._collect(wait=False)
                     yield self._progress()
-        self._collect(wait=True)
-        self._checkpoint({"file": shard.path.name, "sha256": digest.hexdigest()})
+            self._collect(wait=True)
+            if self.arrival:
+                self._check(name, digest.hexdigest(), shard)
+            targets = (self.targets.get(record.name) for record in shard.records)
+            check_rows(self.fd, file.fileno(), (tensor for tensor in targets if tensor))
+        self._checkpoint({"file": name, "sha256": digest.hexdigest()})
+        if self.arrival and self.synced:
+            self.synced.result()
+            self.arrival.release(name)
 
-    def _read_record(self, source: int, record: Record) -> Iterator[Bytes]:
+    def _check(self, name: str, sha256: str, shard: Shard) -> None:
+        """Nothing that was made of a shard counts before its bytes are known to be the published ones."""
+        assert self.arrival
+        try:
+            self.arrival.check(name, sha256)
+        except FormatError:
+            if self.synced:
+                self.synced.result()
+            self.finished = []
+            self.journal.forget(self.targets[r.name].name for r in shard.records if r.name in self.targets)
+            raise
+
+    def _read_record(self, source: _Open, record: Record) -> Iterator[Bytes]:
         """The tensor's bytes, block by block; each block is on its way through the pool once it has been hashed."""
         tensor = self.targets.get(record.name)
         if tensor is None or tensor.name in self.journal.finished:
             for position in range(0, record.size_bytes, _HASH_BYTES):
-                rows = self._read(source, record, position, min(_HASH_BYTES, record.size_bytes - position))
+                size_bytes = min(_HASH_BYTES, record.size_bytes - position)
+                yield from self._arrive(source, record.offset + position + size_bytes)
+                rows = self._read(source, record, position, size_bytes)
                 yield rows
                 self.buffers.put(rows)
             return
@@ -217,12 +274,19 @@ class _Pass:
         futures: list[Future[None]] = []
         self.waiting.append((tensor, futures))
         for position in range(0, record.size_bytes, step):
-            rows = self._read(source, record, position, min(step, record.size_bytes - position))
+            size_bytes = min(step, record.size_bytes - position)
+            yield from self._arrive(source, record.offset + position + size_bytes)
+            rows = self._read(source, record, position, size_bytes)
             yield rows
             offset = tensor.offset + position // form.source_row_bytes * form.target_row_bytes
             futures.append(self.pool.submit(self._write, _Block(tensor, form, rows, offset)))
 
-    def _read(self, source: int, record: Record, position: int, size_bytes: int) -> Bytes:
+    def _arrive(self, source: _Open, end: int) -> Iterator[Bytes]:
+        """Nothing, again and again, until a shard is on the disk up to there."""
+        while self.arrival and not self.arrival.wait(source.name, end):
+            yield _NOTHING
+
+    def _read(self, source: _Open, record: Record, position: int, size_bytes: int) -> Bytes:
         buffer = self.buffers.get()  # waits until the pool has given one back
         if buffer.base is not None:
             buffer = buffer.base
@@ -231,7 +295,7 @@ class _Pass:
         rows = buffer[:size_bytes]
         filled = 0
         while filled < size_bytes:
-            count = os.preadv(source, [rows.data[filled:]], record.offset + position + filled)
+            count = os.preadv(source.fd, [rows.data[filled:]], record.offset + position + filled)
             if count == 0:
                 raise FormatError(f"The shard with tensor `{record.name}` was cut short while it was read")
             filled += count

@@ -49,14 +49,22 @@ class TensorInfo:
     size_bytes: int
 
 
+class IncompleteError(FormatError):
+    """The header goes on beyond the beginning of the file that is here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
-    """All that stands before the weights."""
+    """All that stands before the weights; `spans` are the places of each key's type and value."""
 
     metadata: dict[str, Value]
     tensors: tuple[TensorInfo, ...]
     data_offset: int
     size_bytes: int
+    alignment: int
+    spans: dict[str, tuple[int, int]]
+    keys_end: int
+    end: int
 
     def text(self, key: str) -> str | None:
         value = self.metadata.get(key)
@@ -87,7 +95,7 @@ class _Cursor:
             raise FormatError(f"its header is longer than {HEADER_LIMIT_BYTES} bytes, which no model's is")
         data = self.file.read(count)
         if len(data) != count:
-            raise FormatError(f"truncated at {self.position + len(data)} while it was read")
+            raise IncompleteError(f"truncated at {self.position + len(data)} while it was read")
         self.position += count
         return data
 
@@ -134,10 +142,14 @@ class _Cursor:
             raise FormatError(f"{count} items at {self.position} cannot be true")
 
 
-def read_header(path: Path) -> Header:
-    """Keys and tensor table of a GGUF, every count and range checked (NotFound, FormatError)."""
+def read_header(path: Path, whole_bytes: int | None = None) -> Header:
+    """Keys and tensor table of a GGUF, every count and range checked (NotFound, FormatError).
+
+    `whole_bytes` is given where only the file's beginning is here (IncompleteError where that is too short).
+    """
     try:
-        size_bytes = _file_size(path)
+        here_bytes = _file_size(path)
+        size_bytes = here_bytes if whole_bytes is None else whole_bytes
         with path.open("rb", buffering=1 << 20) as file:
             return _read(_Cursor(file, size_bytes))
     except FileNotFoundError:
@@ -146,7 +158,7 @@ def read_header(path: Path) -> Header:
         raise FormatError(f"`{path}` cannot be read: {error.strerror}") from None
     except FormatError as error:
         hint = error.hint or "Get the file again"
-        raise FormatError(f"`{path.name}` is not a sound GGUF: {error.message}", hint=hint) from None
+        raise type(error)(f"`{path.name}` is not a sound GGUF: {error.message}", hint=hint) from None
 
 
 def _file_size(path: Path) -> int:
@@ -166,11 +178,15 @@ def _read(cursor: _Cursor) -> Header:
     cursor.check_count(key_count, 13)
     cursor.check_count(tensor_count, 32)
     metadata: dict[str, Value] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for _ in range(key_count):
         key = cursor.string(KEY_LIMIT_BYTES)
         if key in metadata:
             raise FormatError(f"key `{printable(key)}` is repeated")
+        start = cursor.position
         metadata[key] = cursor.value()
+        spans[key] = (start, cursor.position)
+    keys_end = cursor.position
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise FormatError("`general.alignment` is not a power of two")
@@ -178,7 +194,7 @@ def _read(cursor: _Cursor) -> Header:
     data_offset = align(cursor.position, alignment)
     tensors = tuple(_tensor(entry, data_offset, alignment) for entry in entries)
     _check_ranges(tensors, cursor.size_bytes)
-    return Header(metadata, tensors, data_offset, cursor.size_bytes)
+    return Header(metadata, tensors, data_offset, cursor.size_bytes, alignment, spans, keys_end, cursor.position)
 
 
 def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:

@@ -1,33 +1,35 @@
 """What a killed build had finished: one JSON line a fact, each written after the bytes that it speaks of are on disk.
 
-    {"fingerprint": "..."}                     the first line: which plan of which source
-    {"tensor": "blk.0.attn_qkv.weight"}        all its rows are in the partial file
-    {"file": "model-00001...", "sha256": ".."} the whole shard has been read and hashed; or the result was checked
-
-The file is also the lock: one build of a target at a time.
+{"fingerprint": "..."}                     the first line: which plan of which source
+{"tensor": "blk.0.attn_qkv.weight"}        all its rows are in the partial file
+{"file": "model-00001...", "sha256": ".."} the whole shard has been read and hashed
+{"note": "shift", "value": "128"}          what a download must remember of a file that it changes on arrival
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from phi4local.errors import UsageError
 from phi4local.files import sync_folder
 
 _LIMIT_BYTES = 16 << 20  # a line for each tensor and shard needs a hundredth of it
 
 
 class Journal:
-    """An open, locked journal. `finished` and `hashes` are what an earlier run left for the same fingerprint."""
+    """An open journal; its build's lock is held by the caller.
+
+    `finished`, `hashes` and `notes` are what an earlier run left for the same fingerprint.
+    """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
         self.finished: set[str] = set()
         self.hashes: dict[str, str] = {}
-        self._fd = _open_locked(path)
+        self.notes: dict[str, str] = {}
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         self._fingerprint = fingerprint
         if not self._read():
             self.restart()
@@ -36,9 +38,24 @@ class Journal:
         """Forget what an earlier run had done."""
         self.finished.clear()
         self.hashes.clear()
+        self.notes.clear()
         os.ftruncate(self._fd, 0)
         self.append({"fingerprint": self._fingerprint})
         sync_folder(self.path.parent)
+
+    def forget(self, tensors: Iterable[str]) -> None:
+        """Tensors that turned out not to count."""
+        finished, hashes = self.finished.difference(tensors), dict(self.hashes)
+        if finished != self.finished:
+            self.restart()
+            self.finished, self.hashes = finished, hashes
+            tensor_facts = ({"tensor": name} for name in sorted(finished))
+            self.append(*tensor_facts, *({"file": name, "sha256": value} for name, value in hashes.items()))
+
+    def note(self, name: str, value: str) -> None:
+        """Remember something else."""
+        self.notes[name] = value
+        self.append({"note": name, "value": value})
 
     def _read(self) -> bool:
         """Take over an earlier run's facts; the last line may be cut off, an unknown one ends the reading."""
@@ -51,6 +68,8 @@ class Journal:
                 self.finished.add(fact["tensor"])
             elif "file" in fact and "sha256" in fact:
                 self.hashes[fact["file"]] = fact["sha256"]
+            elif "note" in fact and "value" in fact:
+                self.notes[fact["note"]] = fact["value"]
         os.ftruncate(self._fd, sum(len(line) + 1 for line in lines))
         return True
 
@@ -68,22 +87,6 @@ class Journal:
     def remove(self) -> None:
         """The build is done; nothing is left to resume."""
         self.path.unlink(missing_ok=True)
-
-
-def _open_locked(path: Path) -> int:
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            raise UsageError(
-                f"Another process is already building `{path.with_suffix('').name}`", hint="Wait until it has finished"
-            ) from None
-        # The one who held the lock may have finished and removed the file between our open and our lock.
-        if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
-            return fd
-        os.close(fd)
 
 
 def _read_all(fd: int) -> bytes:

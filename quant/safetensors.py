@@ -13,6 +13,7 @@ import json
 import math
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -68,14 +69,22 @@ class Checkpoint:
         return {record.name: record for shard in self.shards for record in shard.records}
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """The headers of all shards of an official folder (NotFound, FormatError)."""
-    index_path = folder / INDEX_NAME
-    if not index_path.exists():
-        return Checkpoint(folder, (read_shard(_single_file(folder)),))
-    weight_map = _read_weight_map(index_path)
-    shards = tuple(read_shard(folder / name) for name in sorted(set(weight_map.values())))
-    _compare_with_index(weight_map, shards)
+def shard_names(folder: Path) -> list[str]:
+    """The names of an official folder's shards, in their order (NotFound, FormatError)."""
+    if (folder / INDEX_NAME).exists():
+        return sorted(set(_read_weight_map(folder / INDEX_NAME).values()))
+    return [_single_file(folder).name]
+
+
+def read_checkpoint(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
+    """The headers of all shards of an official folder (NotFound, FormatError).
+
+    `sizes` are given for shards of which only the beginning is here: their bytes when they are whole.
+    """
+    sizes = sizes or {}
+    shards = tuple(read_shard(folder / name, sizes.get(name)) for name in shard_names(folder))
+    if (folder / INDEX_NAME).exists():
+        _compare_with_index(_read_weight_map(folder / INDEX_NAME), shards)
     return Checkpoint(folder, shards)
 
 
@@ -117,10 +126,11 @@ def _compare_with_index(weight_map: dict[str, str], shards: tuple[Shard, ...]) -
         raise FormatError(f"`{found[extra[0]]}` holds tensor `{extra[0]}`, which the index does not know")
 
 
-def read_shard(path: Path) -> Shard:
-    """One file's header, every range checked against the file's size (NotFound, FormatError)."""
+def read_shard(path: Path, whole_bytes: int | None = None) -> Shard:
+    """One file's header, every range checked against the file's size, or what that will be (NotFound, FormatError)."""
     try:
-        size_bytes = _file_size(path)
+        here_bytes = _file_size(path)
+        size_bytes = here_bytes if whole_bytes is None else whole_bytes
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size_bytes < 8 or length > min(size_bytes - 8, HEADER_LIMIT_BYTES):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from phi4local.errors import NotFound
 from quant.config import Config, read_config
@@ -26,6 +28,33 @@ SMALL_FILES = (
 )
 
 
+class Arrival(Protocol):
+    """Shards that are still on their way to the folder; of each, the beginning with its header is there.
+
+    `sizes` are their bytes when they are whole, `stamp` is the same for the same bytes.
+    """
+
+    stamp: str
+
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
+
+    def here_bytes(self, name: str) -> int:
+        """How much of a shard is on the disk, counted from its beginning."""
+
+    def begin(self, names: Sequence[str]) -> None:
+        """These shards will be read, in this order."""
+
+    def wait(self, name: str, end: int) -> bool:
+        """Whether the first `end` bytes of a shard are on the disk; waits for them a moment (DownloadError)."""
+
+    def check(self, name: str, sha256: str) -> None:
+        """Refuse a shard whose bytes are not the published ones (FormatError)."""
+
+    def release(self, name: str) -> None:
+        """The shard's tensors are written and noted; it is needed no longer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Official weights: everything but the tensor bytes."""
@@ -36,6 +65,7 @@ class Source:
     repairs: tuple[Repair, ...]
     checkpoint: Checkpoint
     stamp: str
+    arrival: Arrival | None = None
 
 
 def stamp(folder: Path) -> str:
@@ -58,15 +88,15 @@ def _size_and_time(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def read_source(folder: Path) -> Source:
-    """Read and check a folder (NotFound, FormatError); its weights stay where they are."""
+def read_source(folder: Path, arrival: Arrival | None = None) -> Source:
+    """Read and check a folder (NotFound, FormatError); its weights stay where they are, or are on their way."""
     if not folder.is_dir():
         raise NotFound(f"No folder `{folder}`", hint="Give a folder of official weights (config.json, *.safetensors)")
     if not (folder / "config.json").exists():
         raise NotFound(f"No `config.json` in `{folder}`", hint="Give a folder of official weights")
-    before = stamp(folder)
+    before = arrival.stamp if arrival else stamp(folder)
     config = read_config(folder)
-    checkpoint = read_checkpoint(folder)
+    checkpoint = read_checkpoint(folder, arrival.sizes if arrival else None)
     check_weights(config, checkpoint)
     tokenizer, repairs = repair_tokenizer(read_tokenizer(folder, config))
-    return Source(folder, config, tokenizer, repairs, checkpoint, before)
+    return Source(folder, config, tokenizer, repairs, checkpoint, before, arrival)

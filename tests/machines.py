@@ -31,7 +31,7 @@ from phi4local.actions import fit
 from phi4local.backends.ask import read_facts
 from phi4local.backends.safe_mode import machine_and_build, memory_file, remember_crash
 from phi4local.backends.survey import Question, Survey, Surveyed, Wanted, survey
-from phi4local.catalog import READY_MADE, find_model
+from phi4local.catalog import Model, find_model
 from phi4local.fit import HOST, Room, Use, choose_cards, most_context, place, rooms
 from phi4local.measured import Measured
 from phi4local.speed import work_of
@@ -189,15 +189,22 @@ def _parts(model: str, build: str) -> Parts:
 
 def config_of(model: str) -> Config:
     """The shape of a model of the catalogue."""
-    found = find_model(model)
+    found = model_of(model).config
     assert found is not None
-    return found.config
+    return found
+
+
+def model_of(name: str) -> Model:
+    """A model of the catalogue."""
+    found = find_model(name)
+    assert found is not None
+    return found
 
 
 @cache
 def types_of(model: str) -> dict[str, Types]:
     """The type of every tensor in every build: the installed engine's answer, or the published file's."""
-    config, published = config_of(model), READY_MADE[model]
+    config, published = config_of(model), model_of(model).described
     plain = source_types(tensor_shapes(config))
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source.gguf"
@@ -230,7 +237,7 @@ def real_answer(model: str, build: str, context_tokens: int, *, safe_mode: bool 
     In safe mode weights are what they are in the file; else they may be larger, repacked for a processor with AMX.
     Without it, flash attention keeps the compute buffers as small as they are on a card.
     """
-    wanted = Wanted(build, published=build in READY_MADE[model])
+    wanted = Wanted(build, published=build in model_of(model).described)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if safe_mode:

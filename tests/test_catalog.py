@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phi4local.catalog import MODELS, model_name, origin, slug
+from phi4local.catalog import model_name, models, origin, slug
 from quant.config import Config, read_config
 from tests import shapes
 from tests.checkpoints import write_configs
@@ -50,7 +50,7 @@ def test_a_folder_of_the_hubs_cache_tells_its_origin(tmp_path: Path) -> None:
 
 
 def test_every_model_is_found_by_its_repository(tmp_path: Path) -> None:
-    for model in MODELS:
+    for model in models():
         spelling = model.repository.split("/")[1].lower()
         assert spelling in model.spellings
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from phi4local.backends.ask import tensor_types
-from phi4local.catalog import READY_MADE, Model, find_model
+from phi4local.catalog import Model, find_model, models
 from phi4local.settings import nano_folder
 from quant import mlx
 from quant.config import Config, read_config
@@ -21,6 +21,7 @@ from quant.skeleton import Types, source_types, tensor_bytes, tensor_shapes, wri
 from quant.sound import read_model_header
 from tests.running import make
 
+READY_MADE = {model.name: model.described for model in models() if model.described}
 FILES = [(name, build) for name, files in READY_MADE.items() for build in files]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from phi4local.actions.quantize import quantize
 from phi4local.errors import FormatError, InsufficientResources, UsageError
 from quant.convert import convert, journal_path, partial_path
 from quant.gguf import read_header
@@ -144,10 +145,10 @@ def test_a_lying_journal_is_found_by_the_check(weights: Path, tmp_path: Path) ->
 
 def test_one_build_of_a_target_at_a_time(weights: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.gguf"
-    first = start(weights, "IQ4_XS", target)
+    first = quantize(plan(weights, "IQ4_XS"), target, force=False)
     next(first)
     with pytest.raises(UsageError, match="already building"):
-        make(weights, "IQ4_XS", target)
+        finish(quantize(plan(weights, "IQ4_XS"), target, force=False))
     first.close()
 
 

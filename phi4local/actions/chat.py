@@ -15,7 +15,7 @@ from phi4local.backends import open_engine
 from phi4local.backends.load_settings import Budget
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.backends.survey import Question, Wanted, survey
-from phi4local.catalog import MODELS
+from phi4local.catalog import find_model
 from phi4local.engine import Engine, GenerationOptions
 from phi4local.errors import DoesNotFit, FormatError, NotFound, Phi4LocalError, UsageError
 from phi4local.fit import HOST
@@ -25,8 +25,6 @@ from phi4local.store import Build, builds, find
 from phi4local.units import memory as memory_text
 from quant.gguf import Header
 from quant.sound import read_model_header
-
-_CARD_SAMPLING = GenerationOptions(temperature=0.8, top_k=50, top_p=0.95)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +207,9 @@ def _check_size(path: Path, build: Build | None) -> None:
 
 def _sampling(header: Header, build: Build | None) -> GenerationOptions:
     """The file's own `general.sampling.*`, else the model card's, else greedy."""
-    if build and any(model.sampled and model.name == build.manifest.name for model in MODELS):
-        options = _CARD_SAMPLING
-    else:
-        options = GenerationOptions()
+    model = find_model(build.manifest.name) if build else None
+    wanted = model.sampling if model else None
+    options = GenerationOptions(**dataclasses.asdict(wanted)) if wanted else GenerationOptions()
     temperature, top_k, top_p = (header.metadata.get(f"general.sampling.{key}") for key in ("temp", "top_k", "top_p"))
     if isinstance(temperature, float) and 0 <= temperature <= 10:
         options = dataclasses.replace(options, temperature=temperature)

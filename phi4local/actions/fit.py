@@ -13,7 +13,7 @@ from hardware.report import EngineBuild, Memory, Report
 from phi4local.actions.probe import Machine, missing
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.backends.survey import Question, Survey, Surveyed, Wanted, survey
-from phi4local.catalog import MODELS, READY_MADE, find_model, model_name
+from phi4local.catalog import Model, find_model, model_name, models
 from phi4local.engine import DEFAULT_CONTEXT_TOKENS
 from phi4local.errors import NotFound, Phi4LocalError, UsageError
 from phi4local.fit import HOST, LEAST_CONTEXT, OFFERED_SHARE, UNKNOWN_BYTES, Placement, Room, choose_cards, overflow
@@ -118,17 +118,25 @@ def find_subject(name: str) -> Subject:
     stored, model = builds(), find_model(title)
     names = {title.lower(), model.name if model else title.lower()}
     here = {one.manifest.build: one.path for one in stored if one.manifest.name.lower() in names}
-    if model is not None:
+    if model is not None and model.config is None and not here:
+        raise cannot_run(model)
+    if model is not None and model.config is not None:
         return _narrowed(Subject(model.name, model.config, model.header_bytes, here), build)
     if not here and os.path.isdir(name):  # noqa: PTH112  the store's names come first
         return _folder(Path(name))
     if not here:
-        known = [model.name for model in MODELS] + [one.manifest.name for one in stored]
+        known = [model.name for model in models()] + [one.manifest.name for one in stored]
         near = difflib.get_close_matches(title.lower(), known, 1, 0.5)
         raise NotFound(
             f"No model called `{title}` is known", hint=f"phi4local fit {near[0] if near else DEFAULT_MODEL}"
         )
     return _narrowed(_stored(title, here), build)
+
+
+def cannot_run(model: Model) -> UsageError:
+    """Why a model of the family cannot be had here."""
+    state = model.runtimes.get("llama.cpp", "nobody has tried")
+    return UsageError(f"{model.name} does not run here. llama.cpp: {state}", hint=f"phi4local show {model.name}")
 
 
 def _narrowed(subject: Subject, build: str) -> Subject:
@@ -142,7 +150,8 @@ def _narrowed(subject: Subject, build: str) -> Subject:
 def _folder(folder: Path) -> Subject:
     """Official weights; how long the header of a build gets is told by a model with the same vocabulary."""
     config = read_config(folder)
-    alike = (model.header_bytes for model in MODELS if model.config.vocabulary == config.vocabulary)
+    known = (model for model in models() if model.config and model.config.vocabulary == config.vocabulary)
+    alike = (model.header_bytes for model in known)
     return Subject(model_name(folder, config), config, next(alike, 0), {})
 
 
@@ -161,7 +170,8 @@ def _stored(name: str, files: dict[str, Path]) -> Subject:
 
 def wanted_builds(subject: Subject) -> tuple[Wanted, ...]:
     """Every build that can be asked about, those that are here by their files."""
-    published = READY_MADE.get(subject.name, {})
+    model = find_model(subject.name)
+    published = model.described if model else {}
     names = dict.fromkeys((*subject.files, *(BUILDS if subject.config else ())))
     wanted = (Wanted(name, name in published, subject.files.get(name)) for name in names)
     return tuple(one for one in wanted if subject.build in ("", one.build))
@@ -223,8 +233,9 @@ def _placed(one: Surveyed, file_bytes: int) -> BuildFit:
 
 
 def _ready_made(subject: Subject, build: str) -> str:
-    published = READY_MADE.get(subject.name, {}).get(build)
-    return f"{published.repository}/{published.file}" if published else ""
+    model = find_model(subject.name)
+    published = model.ready.get(build) if model else None
+    return f"{published[0].repository}/{published[0].file}" if published else ""
 
 
 def _usual_context(subject: Subject) -> int:

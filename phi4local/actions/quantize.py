@@ -5,15 +5,16 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from phi4local import __version__
 from phi4local.backends.ask import tensor_types
 from phi4local.catalog import model_name, origin
 from phi4local.errors import FormatError, NotFound, UsageError
+from phi4local.files import take_lock
 from phi4local.store import Build, Manifest, build_path, read_manifest, write_manifest
-from quant.convert import Built, Progress, convert, fingerprint
+from quant.convert import Built, Progress, convert, fingerprint, lock_path
 from quant.plan import Plan, check_build_name, make_plan
 from quant.source import read_source, source_files
 
@@ -41,6 +42,14 @@ def target_of(plan: Plan, out: Path | None) -> Path:
 
 def quantize(plan: Plan, target: Path, *, force: bool) -> Generator[Progress, None, tuple[Build, Built | None]]:
     """Build, or find that exactly this build is there already (then without `Built`)."""
+    lock = take_lock(lock_path(target))
+    if lock is None:
+        raise UsageError(f"Another process is already building `{target.name}`", hint="Wait until it has finished")
+    with lock:
+        return (yield from _quantize(plan, target, force))
+
+
+def _quantize(plan: Plan, target: Path, force: bool) -> Generator[Progress, None, tuple[Build, Built | None]]:
     if not force and (present := _present(plan, target)):
         return present, None
     if target.exists() and not force:
@@ -48,13 +57,16 @@ def quantize(plan: Plan, target: Path, *, force: bool) -> Generator[Progress, No
     sizes = {name: (plan.source.folder / name).stat().st_size for name in source_files(plan.source.folder)}
 
     def certify(built: Built) -> None:
-        write_manifest(target, _manifest(plan, built, sizes))
+        place = origin(plan.source.folder)
+        source = {"repo": place.repository, "revision": place.revision}
+        write_manifest(target, make_manifest(name_of(plan), plan, built, sizes, source))
 
-    built = yield from convert(plan, target, threads=_cores(), certify=certify)
+    built = yield from convert(plan, target, threads=cores(), certify=certify)
     return Build(target, read_manifest(target)), built
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -67,12 +79,14 @@ def _present(plan: Plan, target: Path) -> Build | None:
     return Build(target, manifest) if same else None
 
 
-def _manifest(plan: Plan, built: Built, sizes: dict[str, int]) -> Manifest:
-    place = origin(plan.source.folder)
+def make_manifest(
+    name: str, plan: Plan, built: Built, sizes: dict[str, int], source: Mapping[str, str | None]
+) -> Manifest:
+    """The birth certificate of a build that was made here; `source` says where its files are from."""
     hashes = built.source_sha256
     files = [{"name": name, "bytes": sizes[name], "sha256": hashes[name]} for name in hashes]
     return Manifest(
-        name=name_of(plan),
+        name=name,
         build=plan.build,
         format="gguf",
         bytes=plan.size_bytes,
@@ -80,7 +94,7 @@ def _manifest(plan: Plan, built: Built, sizes: dict[str, int]) -> Manifest:
         bpw=round(plan.bits_per_weight, 4),
         types=plan.type_counts,
         repairs=[repair.as_json() for repair in plan.repairs],
-        source={"repo": place.repository, "revision": place.revision, "files": files},
+        source={**source, "files": files},
         fingerprint=fingerprint(plan),
         versions=_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(event: Round) -> tuple[str, int, int]:
-    return "Measuring", event.number, event.rounds
+def _describe(event: Round) -> output.Bar:
+    return output.Bar("Measuring", event.number, event.rounds)
 
 
 def result_json(result: Result) -> dict[str, Any]:

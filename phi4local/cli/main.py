@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "the whole job on the built-in tiny model, offline, in seconds",
     "probe": "this machine, and what the engine can use of it",
     "fit": "which builds of a model this machine can run, and how fast",
+    "pull": "get a build: the published file, or made here from the official weights",
     "quantize": "make a build from a folder of official weights",
     "chat": "talk to a model in the terminal",
     "bench": "how fast a build is on this machine, against what was predicted",

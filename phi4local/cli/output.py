@@ -8,12 +8,21 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from phi4local.printing import printable, printable_lines
 
 Event = TypeVar("Event")
 Result = TypeVar("Result")
+
+
+class Bar(NamedTuple):
+    """How far some work is: bytes, or things where they are counted; a total of 0 is not known."""
+
+    what: str
+    done: int
+    total: int
+    note: str = ""
 
 
 def emit_json(value: Any) -> None:
@@ -68,11 +77,11 @@ def record(facts: Iterable[tuple[str, str]]) -> None:
 
 
 def with_progress(
-    work: Generator[Event, None, Result], describe: Callable[[Event], tuple[str, int, int]], *, counted: bool = False
+    work: Generator[Event, None, Result], describe: Callable[[Event], Bar], *, counted: bool = False
 ) -> Result:
-    """Run work to its end with a bar on a terminal.
+    """Run work to its end with one bar at a time on a terminal.
 
-    `describe` gives (what, done, total) of an event; the numbers are bytes, or things where they are `counted`.
+    A bar begins where the work is when it is first heard of, so that rate and time left are those of this run.
     """
     if not sys.stderr.isatty():
         return _drain(work)
@@ -84,19 +93,21 @@ def with_progress(
     )
     columns = (
         progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
+        progress.BarColumn(bar_width=None),
         *amounts,
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, progress.TaskID] = {}
+        shown, task = None, progress.TaskID(0)
         try:
             while True:
-                what, done, total = describe(next(work))
-                task = tasks.setdefault(what, progress.TaskID(-1))
-                if task == -1:
-                    task = tasks[what] = bars.add_task(printable(what), total=total)
-                bars.update(task, completed=done)
+                bar = describe(next(work))
+                if bar.what != shown:
+                    if shown is not None:
+                        bars.remove_task(task)
+                    shown, task = bar.what, bars.add_task("", total=bar.total or None, completed=bar.done)
+                text = f"{bar.what}: {bar.note}" if bar.note else bar.what
+                bars.update(task, completed=bar.done, total=bar.total or None, description=printable(text))
         except StopIteration as stop:
             result: Result = stop.value
             return result

@@ -15,7 +15,16 @@ from phi4local.units import duration, file_size
 from quant.convert import Built, Progress
 from quant.plan import Plan
 
-_STAGES = {"quantize": "Quantizing", "check": "Checking"}
+_STAGES = {
+    "quantize": "Quantizing",
+    "check": "Checking",
+    "verify": "Looking at what is here",
+    "wait": "Waiting for another process that pulls it",
+    "headers": "Reading headers",
+    "fetch": "Fetching",
+    "build": "Building",
+    "mend": "Mending",
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +42,10 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_build(args.source, args.to)
     target = target_of(plan, args.out)
     if args.dry_run:
-        _show_plan(plan, target, as_json=args.json)
+        if args.json:
+            output.emit_json(plan_json(name_of(plan), plan, target))
+        else:
+            show_plan(name_of(plan), plan, target)
         return 0
     output.say(f"Building {target.name}: {file_size(plan.size_bytes)}, {plan.bits_per_weight:.2f} bits per weight")
     start = time.monotonic()
@@ -57,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(event: Progress) -> tuple[str, int, int]:
+def describe(event: Progress) -> output.Bar:
     """A progress event as a bar."""
-    return _STAGES[event.stage], event.done_bytes, event.total_bytes
+    return output.Bar(_STAGES[event.stage], event.done_bytes, event.total_bytes, event.note)
 
 
 def result_json(build: Build, built: Built | None, seconds: float) -> dict[str, Any]:
@@ -109,28 +121,30 @@ def _repairs(repairs: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return lines
 
 
-def _show_plan(plan: Plan, target: Path, *, as_json: bool) -> None:
+def plan_json(name: str, plan: Plan, target: Path) -> dict[str, Any]:
+    """What would be built, as JSON."""
     shards = [{"name": shard.path.name, "bytes": shard.size_bytes} for shard in plan.source.checkpoint.shards]
+    return {
+        "name": name,
+        "build": plan.build,
+        "path": str(target.absolute()),
+        "bytes": plan.size_bytes,
+        "bpw": round(plan.bits_per_weight, 4),
+        "parameters": plan.parameters,
+        "types": plan.type_counts,
+        "repairs": [repair.as_json() for repair in plan.repairs],
+        "source": {"files": shards},
+        "dry_run": True,
+    }
+
+
+def show_plan(name: str, plan: Plan, target: Path) -> None:
+    """What would be built, for people."""
+    shards = plan.source.checkpoint.shards
     repairs = [repair.as_json() for repair in plan.repairs]
-    if as_json:
-        output.emit_json(
-            {
-                "name": name_of(plan),
-                "build": plan.build,
-                "path": str(target.absolute()),
-                "bytes": plan.size_bytes,
-                "bpw": round(plan.bits_per_weight, 4),
-                "parameters": plan.parameters,
-                "types": plan.type_counts,
-                "repairs": repairs,
-                "source": {"files": shards},
-                "dry_run": True,
-            }
-        )
-        return
     output.record(
         [
-            ("Name", f"{name_of(plan)}:{plan.build}"),
+            ("Name", f"{name}:{plan.build}"),
             ("File", str(target)),
             (
                 "Size",
@@ -139,7 +153,7 @@ def _show_plan(plan: Plan, target: Path, *, as_json: bool) -> None:
             ("Types", _types(plan.type_counts)),
             (
                 "Source",
-                f"{len(shards)} shards, {file_size(sum(shard.size_bytes for shard in plan.source.checkpoint.shards))}",
+                f"{len(shards)} shards, {file_size(sum(shard.size_bytes for shard in shards))}",
             ),
             ("Repairs", str(len(repairs)) if repairs else "none needed"),
             *_repairs(repairs),

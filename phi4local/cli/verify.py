@@ -37,5 +37,5 @@ def run(args: argparse.Namespace) -> int:
     return FormatError.exit_code if verdict.damaged else 0
 
 
-def _describe(event: Hashing) -> tuple[str, int, int]:
-    return event.path.name, event.done_bytes, event.total_bytes
+def _describe(event: Hashing) -> output.Bar:
+    return output.Bar(event.path.name, event.done_bytes, event.total_bytes)

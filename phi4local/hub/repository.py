@@ -1,0 +1,143 @@
+"""What a repository holds at one commit, asked through huggingface_hub with bounded answers.
+
+GET /api/models/ORG/NAME/revision/REV       the commit
+GET /api/models/ORG/NAME/tree/COMMIT        every file: bytes, git's sha1, and the sha256 of large ones
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from phi4local.errors import DownloadError, NotFound, Phi4LocalError
+from phi4local.hub.body import Address, hint_for_access
+from phi4local.printing import printable
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}", re.ASCII)
+_NAME = re.compile(r"\w[\w.\-+]{0,199}(/\w[\w.\-+]{0,199}){0,4}", re.ASCII)
+_MOST_ENTRIES = 20_000
+_LARGEST_BYTES = 1 << 42
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository. `sha256` is known of large files; `blob` is git's sha1 of `blob SIZE\\0` + content."""
+
+    name: str
+    bytes: int
+    sha256: str | None
+    blob: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A repository at one commit; files whose names are not plain are left out."""
+
+    endpoint: str
+    repository: str
+    revision: str
+    files: dict[str, RemoteFile]
+    token: str | None
+    timeout_seconds: float
+
+    def file(self, name: str) -> RemoteFile:
+        """A file of that name (NotFound)."""
+        if name not in self.files:
+            raise NotFound(
+                f"{self.repository} has no file `{printable(name)}` at {self.revision[:12]}",
+                hint="`phi4local show NAME` lists what there is",
+            )
+        return self.files[name]
+
+    def address(self, file: RemoteFile) -> Address:
+        """Where the file's bytes are asked for."""
+        path = f"/{self.repository}/resolve/{self.revision}/{quote(file.name)}"
+        return Address(self.endpoint, path, file.name, file.bytes, self.token, self.timeout_seconds)
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the network (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def look_up(repository: str, revision: str | None) -> Snapshot:
+    """The repository at a revision, by default its newest (DownloadError, NotFound)."""
+    from huggingface_hub import HfApi, constants, get_token
+
+    from phi4local.hub.metadata import bounded_client
+
+    if not _REPOSITORY.fullmatch(repository):
+        raise NotFound(f"`{printable(repository)}` is no repository's name", hint="A name is like microsoft/phi-4")
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it prints what a server's headers say
+    endpoint, token = constants.ENDPOINT, get_token()
+    with _translated(repository, revision), bounded_client(endpoint):
+        api = HfApi(endpoint=endpoint, token=token or False)
+        commit = api.model_info(repository, revision=revision or "main").sha
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise ValueError("no commit")
+        if revision and _COMMIT.fullmatch(revision) and commit != revision:
+            raise DownloadError(f"The hub names another commit of {repository} than was asked for", hint=_ENDPOINT)
+        files = _files(api, repository, commit)
+    return Snapshot(endpoint, repository, commit, files, token, float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
+
+
+def _files(api: HfApi, repository: str, commit: str) -> dict[str, RemoteFile]:
+    tree = api.list_repo_tree(repository, recursive=True, revision=commit)
+    entries = list(islice(tree, _MOST_ENTRIES + 1))
+    if len(entries) > _MOST_ENTRIES:
+        raise DownloadError(f"The hub lists more than {_MOST_ENTRIES} files in {repository}", hint=_ENDPOINT)
+    return {file.name: file for file in map(_file, entries) if file}
+
+
+def _file(entry: Any) -> RemoteFile | None:
+    """A listed file; None for folders and for names and values that no file here needs."""
+    name, size, blob = (getattr(entry, key, None) for key in ("path", "size", "blob_id"))
+    large = getattr(entry, "lfs", None)
+    sha256 = large.sha256 if large else None
+    size = large.size if large else size
+    plain = isinstance(name, str) and _NAME.fullmatch(name) and type(size) is int and 0 <= size < _LARGEST_BYTES
+    hashed = isinstance(blob, str) and _COMMIT.fullmatch(blob)
+    if not plain or not hashed or not (sha256 is None or (isinstance(sha256, str) and _SHA256.fullmatch(sha256))):
+        return None
+    return RemoteFile(str(name), int(size or 0), sha256, str(blob))
+
+
+_ENDPOINT = "Check HF_ENDPOINT, and whether this network lets the hub through"
+
+
+@contextlib.contextmanager
+def _translated(repository: str, revision: str | None) -> Iterator[None]:
+    """What huggingface_hub raises, in our words."""
+    import httpx2
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    at = f" at `{printable(revision)}`" if revision else ""
+    try:
+        yield
+    except Phi4LocalError:
+        raise
+    except GatedRepoError:
+        raise DownloadError(f"{repository} is gated", hint=hint_for_access("GatedRepo")) from None
+    except RevisionNotFoundError:
+        raise NotFound(f"The hub has no {repository}{at}", hint="`phi4local show NAME` lists what there is") from None
+    except RepositoryNotFoundError:
+        raise NotFound(f"The hub has no {repository}, or shows it to nobody", hint=hint_for_access("")) from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise DownloadError(f"The hub answered {status} for {repository}", hint=_ENDPOINT) from None
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise DownloadError(f"The hub cannot be asked: {printable(str(error))[:200]}", hint=_ENDPOINT) from None
+    except (ValueError, KeyError, TypeError, AttributeError, LookupError, RecursionError):
+        raise DownloadError(f"The hub's answer about {repository} is not what a hub says", hint=_ENDPOINT) from None
