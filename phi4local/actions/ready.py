@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from quant.sound import read_model_header
 
 _BLOCK_BYTES = 1 << 20
 _QUEUE_BLOCKS = 16
+_SYNC_BYTES = 128 << 20
 _FIRST_LOOK_BYTES = 1 << 20  # how much must have arrived before a header is looked for; then twice that, and so on
 
 
@@ -79,6 +81,9 @@ class _Partial:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         at, by = journal.notes.get("shift", "0 0").split()
         self._at, self._by = int(at), int(by)
+        self._unsynced_bytes = 0
+        self._syncer = ThreadPoolExecutor(1, "sync")
+        self._synced: Future[None] | None = None
 
     def length(self) -> int:
         """How much of the published file is here."""
@@ -90,6 +95,10 @@ class _Partial:
         while view:
             count = os.pwrite(self._fd, view, position + (self._by if position >= self._at else 0))
             view, position = view[count:], position + count
+        self._unsynced_bytes += len(data)
+        if self._unsynced_bytes >= _SYNC_BYTES and (self._synced is None or self._synced.done()):
+            self._unsynced_bytes = 0
+            self._synced = self._syncer.submit(os.fsync, self._fd)
 
     def blocks(self) -> Iterator[bytes]:
         """What is here, in order."""
@@ -114,9 +123,13 @@ class _Partial:
         return self._by > 0
 
     def sync(self) -> None:
+        """Make all of it durable; most of it is already, because the disk works while the network does."""
+        if self._synced:
+            self._synced.result()
         os.fsync(self._fd)
 
     def close(self) -> None:
+        self._syncer.shutdown(wait=True)
         os.close(self._fd)
 
 
