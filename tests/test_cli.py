@@ -83,7 +83,7 @@ MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "no tokens": (["chat", "-p", "x", "--max-tokens", "0"], 2, "--max-tokens"),
     "hot": (["chat", "-p", "x", "--temperature", "99"], 2, "--temperature"),
     "json without a prompt": (["chat", "--json"], 2, ""),
-    "show of nothing": (["show", "phi-4"], 3, "phi-4"),
+    "show of nothing": (["show", "phi-4:Q4_K_M"], 3, "phi-4"),
     "verify of nothing": (["verify", "phi-4:Q4_K_M"], 3, "phi-4"),
     "remove of nothing": (["remove", "phi-4"], 3, "phi-4"),
     "no model here": (["chat", "-p", "x"], 3, "phi4local demo"),

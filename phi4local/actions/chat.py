@@ -129,7 +129,8 @@ def _instead(located: Located, error: DoesNotFit, context_tokens: int | None, kv
             given += ["--kv", kv_type] if kv_type != "f16" else []
             label = f"{located.key}:{build}"
             here = any(one.installed for one in answer.builds if one.build == build)
-            return _command(label, given) if here else f"{label} would fit: phi4local quantize FOLDER --to {build}"
+            get = f"pull {label}" if find_model(located.key) else f"quantize FOLDER --to {build}"
+            return _command(label, given) if here else f"{label} would fit: phi4local {get}"
     return f"A smaller model: phi4local fit {SMALLEST}"
 
 
@@ -169,7 +170,7 @@ def _choices(name: str | None) -> list[Build]:
         name = here[0].manifest.name
     if name is None:
         raise NotFound(
-            "No model is here yet", hint="`phi4local demo` makes a tiny one, `phi4local quantize` a real one"
+            "No model is here yet", hint="`phi4local demo` makes a tiny one, `phi4local pull phi-4` gets a real one"
         )
     return [build for build in here if build.manifest.name.lower() == name.lower()] or [_find(name)]
 
@@ -181,6 +182,9 @@ def _find(name: str) -> Build:
     except NotFound as error:
         if os.path.isdir(name):  # noqa: PTH112  unlike Path.is_dir, never raises for what cannot be a path
             raise NotFound(error.message, hint=_quantize(f"./{name}")) from None
+        model = find_model(name.partition(":")[0])
+        if model and not error.hint.startswith("There is"):
+            raise NotFound(error.message, hint=f"phi4local pull {name}") from None
         raise
 
 
@@ -201,7 +205,7 @@ def _check_size(path: Path, build: Build | None) -> None:
     if build and path.stat().st_size != build.manifest.bytes:
         raise FormatError(
             f"`{path.name}` has {path.stat().st_size} bytes, its manifest says {build.manifest.bytes}",
-            hint=f"`phi4local remove {build.label}`, then build it again",
+            hint=f"phi4local pull {build.label}",
         )
 
 

@@ -137,10 +137,10 @@ def build_official(
             while True:
                 event = next(work)
                 if event.stage == "quantize":
-                    # Both halves of the work in one number; headers and rest are the difference to the weights.
-                    done = min(shards.arrived_bytes, total) + event.done_bytes
-                    whole = total + event.total_bytes
-                    yield Progress("build", done, whole, shards.trouble or _halves(shards.arrived_bytes, total, event))
+                    # Both halves of the work in one number, the mean of the two.
+                    done = (shards.arrived_bytes + event.done_bytes) // 2
+                    note = shards.trouble or _halves(shards.arrived_bytes, total, event)
+                    yield Progress("build", done, (total + event.total_bytes) // 2, note)
                 else:
                     yield event
         except StopIteration as stop:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi4local import __version__
+from phi4local.actions.fit import cannot_run, fit
 from phi4local.actions.official import Planned, build_official, check_room, plan_official, source_folder
 from phi4local.actions.quantize import cores, make_manifest
 from phi4local.actions.ready import Fetched, fetch_ready, header_copy
@@ -79,6 +80,8 @@ def choose(label: str, source: str | None, *, offline: bool = False) -> Choice:
     model = _model(title)
     why = ""
     if not build:
+        if model.config is None:
+            raise cannot_run(model)
         if offline or is_offline():
             raise _offline(model.name)
         look_up(model.repository, model.revision)  # without a network nothing is worth asking the engine for
@@ -107,10 +110,6 @@ def _model(title: str) -> Model:
 
 def _recommended(model: Model) -> tuple[str, str]:
     """What `fit` would take on this machine, and why."""
-    from phi4local.actions.fit import cannot_run, fit
-
-    if model.config is None:
-        raise cannot_run(model)
     recommendation = fit(model.name).recommendation
     if recommendation.build is None:
         raise UsageError(
@@ -145,12 +144,11 @@ def _only_ready(model: Model, build: str, ready: ReadyMade | None, source: str |
 def _why_official(ready: ReadyMade | None) -> str:
     if ready is None:
         return "Nobody is known to have published this build; it is made here from the official weights."
-    problem = "nobody has checked" if "unknown" in ready.flaws or not ready.is_verified else "is known to be flawed"
+    file = f"the published file of {ready.repository}"
+    unknown = "unknown" in ready.flaws or not ready.is_verified
+    problem = f"nobody has checked {file}" if unknown else f"{file} is flawed ({', '.join(ready.flaws)})"
     size = f" ({file_size(ready.bytes)}, mended as it arrives)" if ready.bytes else ""
-    return (
-        f"It is made here from the official weights: the published file of {ready.repository} {problem}; "
-        f"`--from ready` takes it{size}."
-    )
+    return f"It is made here from the official weights, because {problem}; `--from ready` takes that{size}."
 
 
 def _offline(label: str) -> DownloadError:

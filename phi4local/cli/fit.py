@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from phi4local.actions.fit import DEFAULT_MODEL, SMALLEST, Fit, fit
+from phi4local.catalog import find_model
 from phi4local.cli import output
 from phi4local.cli.arguments import add_context
 from phi4local.cli.probe import machine_json
@@ -114,6 +115,9 @@ def show(answer: Fit, asked: str) -> None:
         output.say(f"hint: phi4local fit {shlex.quote(asked)} {answer.offer}")
     elif answer.recommendation.build is None and answer.model != SMALLEST:
         output.say(f"hint: phi4local fit {SMALLEST}")
+    elif answer.recommendation.build and find_model(answer.model):
+        here = any(row.installed and row.build == answer.recommendation.build for row in answer.builds)
+        output.say(f"next: phi4local {'chat' if here else 'pull'} {answer.model}:{answer.recommendation.build}")
     for note in answer.machine.report.notes:
         output.say(f"note: {note}")
     for item in answer.machine.missing:

@@ -26,5 +26,5 @@ def run(args: argparse.Namespace) -> int:
         rows = [(b.label, b.manifest.format, file_size(b.manifest.bytes), str(b.path)) for b in here]
         output.table(("NAME", "FORMAT", "SIZE", "FILE"), rows, right=(2,))
     else:
-        output.say("No model is here yet; `phi4local demo` makes a tiny one, `phi4local quantize` a real one")
+        output.say("No model is here yet; `phi4local demo` makes a tiny one, `phi4local pull phi-4` gets a real one")
     return 0

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from phi4local.printing import printable, printable_lines
 
+_WIDE_COLUMNS = 90  # below, a bar says how much in percent alone
+
 Event = TypeVar("Event")
 Result = TypeVar("Result")
 
@@ -88,16 +90,19 @@ def with_progress(
     from rich import progress
     from rich.console import Console
 
-    amounts = (
-        [progress.MofNCompleteColumn()] if counted else [progress.DownloadColumn(), progress.TransferSpeedColumn()]
-    )
+    console = Console(stderr=True)
+    amounts: list[progress.ProgressColumn] = [progress.MofNCompleteColumn()]
+    if not counted:
+        wide = console.width >= _WIDE_COLUMNS
+        both = [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+        amounts = [*both] if wide else [progress.TaskProgressColumn()]
     columns = (
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=None),
         *amounts,
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with progress.Progress(*columns, console=console, transient=True) as bars:
         shown, task = None, progress.TaskID(0)
         try:
             while True:

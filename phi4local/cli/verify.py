@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         for damage in verdict.damaged:
             output.say(f"damaged: {damage.path}: {damage.problem}")
         if verdict.damaged:
-            output.say("hint: `phi4local quantize SOURCE --to BUILD --force` makes a build again")
+            output.say("hint: `phi4local pull NAME:BUILD` gets a damaged build again")
         output.say(f"{verdict.checked} checked, {len(verdict.damaged)} damaged")
     return FormatError.exit_code if verdict.damaged else 0
 
