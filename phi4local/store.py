@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -59,7 +60,7 @@ class Build:
 def build_path(name: str, build: str) -> Path:
     """Where a build belongs (UsageError for a name that is no plain name)."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"`{name}` cannot be a model's name", hint="Use letters, digits, `.` and `-`")
+        raise UsageError(f"`{name}` cannot be a model's name", hint="Use small letters, digits, `.` and `-`")
     if not _BUILD.fullmatch(build):
         raise UsageError(f"`{build}` cannot be a build's name", hint="Use letters, digits, `.`, `_` and `-`")
     return models_folder() / name / f"{name}-{build}.gguf"
@@ -115,15 +116,28 @@ def _are_objects(value: Any, keys: set[str]) -> bool:
 
 def builds() -> list[Build]:
     """Every complete build, sorted by name; a damaged manifest hides its build from here, not from `verify`."""
+    return [build for build in _described() if is_there(build.path)]
+
+
+def _described() -> list[Build]:
+    """Every build with a sound manifest, whether or not its file is there."""
     found = []
     for path in manifest_files():
         try:
-            build = Build(path, read_manifest(path))
+            found.append(Build(path, read_manifest(path)))
         except (FormatError, NotFound):
             continue
-        if path.is_file():
-            found.append(build)
     return found
+
+
+def is_there(path: Path) -> bool:
+    """Whether a build's file can be seen; an imported one goes when the program that it belongs to deletes it."""
+    return os.path.isfile(path)  # noqa: PTH113  Path.is_file raises where a link leads into a closed folder
+
+
+def is_own(build: Build) -> bool:
+    """Whether deleting the build frees its bytes: its file is there, and no link to one that has another name."""
+    return is_there(build.path) and not build.path.is_symlink() and build.path.stat().st_nlink == 1
 
 
 def manifest_files() -> Iterator[Path]:
@@ -132,10 +146,13 @@ def manifest_files() -> Iterator[Path]:
         yield path.with_name(path.name.removesuffix(_SUFFIX))
 
 
-def find(label: str) -> Build:
-    """The build called NAME or NAME:BUILD (NotFound with the nearest name, UsageError where NAME has several)."""
+def find(label: str, *, missing: bool = False) -> Build:
+    """The build called NAME or NAME:BUILD (NotFound with the nearest name, UsageError where NAME has several).
+
+    `missing`: also a build whose file is gone.
+    """
     name, _, build = label.partition(":")
-    here = builds()
+    here = _described() if missing else builds()
     named = [entry for entry in here if entry.manifest.name.lower() == name.lower()]
     matches = [entry for entry in named if not build or entry.manifest.build.lower() == build.lower()]
     if len(matches) == 1:
@@ -143,6 +160,8 @@ def find(label: str) -> Build:
     if matches:
         choices = ", ".join(entry.label for entry in matches)
         raise UsageError(f"There are {len(matches)} builds of `{name}` here", hint=f"Say which: {choices}")
+    if not missing and (gone := _gone(label)):
+        raise gone
     if named:
         raise NotFound(f"No build `{build}` of `{name}` is here", hint=f"There is {named[0].label}")
     near = difflib.get_close_matches(label.lower(), [entry.label.lower() for entry in here], 1, 0.5)
@@ -150,8 +169,22 @@ def find(label: str) -> Build:
     raise NotFound(f"No model called `{label}` is here", hint=known)
 
 
+def _gone(label: str) -> NotFound | None:
+    """What to say where there is a manifest of that name, and only its file is missing."""
+    try:
+        build = find(label, missing=True)
+    except (NotFound, UsageError):
+        return None
+    owner = build.manifest.source.get("path")
+    was = f"; it was imported from `{owner}`" if owner else ""
+    return NotFound(f"The file of {build.label} is gone{was}", hint=f"`phi4local remove {build.label}` forgets it")
+
+
 def remove(build: Build) -> None:
-    """Delete a build: its manifest first, so that it is never listed without its file."""
+    """Delete a build: its manifest first, so that it is never listed without its file.
+
+    Of an imported build this deletes the link; the other program's file stays.
+    """
     manifest_path(build.path).unlink()
     build.path.unlink(missing_ok=True)
     if not any(build.path.parent.iterdir()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,27 @@ import numpy as np
 from phi4local.errors import FormatError
 from quant.gguf import read_header
 from quant.plan import Plan, PlannedTensor
+from quant.progress import Progress
 from quant.rows import RowFormat, make_rows
+
+_BLOCK_BYTES = 4 << 20
 
 
 def hash_file(path: Path) -> str:
     """sha256 of a file, read in bounded pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashing(path: Path, stage: str) -> Generator[Progress, None, str]:
+    """sha256 of a large file, told on the way."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        total = os.fstat(file.fileno()).st_size
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            yield Progress(stage, file.tell(), total)
+    return digest.hexdigest()
 
 
 def check_layout(path: Path, plan: Plan) -> None:

@@ -24,9 +24,10 @@ import numpy as np
 
 from phi4local.errors import FormatError
 from phi4local.files import disk_full, publish, writing_to
-from quant.check import check_layout, check_rows, hash_file
+from quant.check import check_layout, check_rows, hash_file, hashing
 from quant.journal import Journal
 from quant.plan import Plan, PlannedTensor
+from quant.progress import Progress
 from quant.rows import Bytes, RowFormat, make_rows
 from quant.safetensors import Record, Shard
 from quant.source import SMALL_FILES, stamp
@@ -36,16 +37,6 @@ _CHECKPOINT_BYTES = 256 << 20  # how much source may have to be quantized again 
 _HASH_BYTES = 4 << 20
 _DISK_MARGIN = 1.1
 _NOTHING: Bytes = np.empty(0, np.uint8)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the work is; of quantizing, bytes of source weights. `note` is what it waits for."""
-
-    stage: str
-    done_bytes: int
-    total_bytes: int
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +142,10 @@ def _convert(plan: Plan, target: Path, journal: Journal, threads: int) -> Genera
         os.fsync(fd)
     finally:
         os.close(fd)
-    yield Progress("check", 0, plan.size_bytes)
     check_layout(partial, plan)
-    sha256 = hash_file(partial)
+    sha256 = yield from hashing(partial, "check")
     if plan.source.arrival is None and stamp(plan.source.folder) != plan.source.stamp:
         raise _changed(plan)
-    yield Progress("check", plan.size_bytes, plan.size_bytes)
     return Built(sha256, dict(sorted((journal.hashes | small_files).items())), resumed)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phi4local.backends.ask import tensor_types
-from quant.convert import Built, Progress, convert
+from quant.convert import Built, convert
 from quant.plan import Plan, make_plan
+from quant.progress import Progress
 from quant.source import read_source
 
 Result = TypeVar("Result")

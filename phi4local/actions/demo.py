@@ -13,7 +13,8 @@ from phi4local.engine import Chunk, Finish, Stats
 from phi4local.errors import NotFound
 from phi4local.settings import nano_folder
 from phi4local.store import Build, find, remove
-from quant.convert import Built, Progress
+from quant.convert import Built
+from quant.progress import Progress
 
 BUILD = "Q8_0"
 QUESTIONS = ("What is 17 + 25?", "What is 93 - 48?", "Hello")

@@ -15,8 +15,9 @@ from phi4local.files import atomic_write, disk_full, writing_to
 from phi4local.hub.arrival import Shards, wrong_bytes
 from phi4local.hub.fetch import Fetch
 from phi4local.hub.repository import RemoteFile, Snapshot
-from quant.convert import Built, Progress, convert
+from quant.convert import Built, convert
 from quant.plan import Plan, check_build_name, make_plan
+from quant.progress import Progress
 from quant.safetensors import INDEX_NAME, SINGLE_NAME, shard_names
 from quant.source import SMALL_FILES, read_source
 

@@ -25,12 +25,13 @@ from phi4local.hub.repository import RemoteFile, Snapshot, is_offline, look_up
 from phi4local.settings import sources_folder
 from phi4local.store import Build, Manifest, build_path, builds, read_manifest, write_manifest
 from phi4local.units import file_size
-from quant.check import hash_file
-from quant.convert import Built, Progress, check_disk, journal_path, lock_path, partial_path
+from quant.check import hashing
+from quant.convert import Built, check_disk, journal_path, lock_path, partial_path
 from quant.ggml import BUILDS
 from quant.gguf import Header
 from quant.journal import Journal
 from quant.plan import Plan
+from quant.progress import Progress
 
 READY, OFFICIAL = "ready", "official"
 _POLL_SECONDS = 0.3
@@ -206,8 +207,8 @@ def _present(target: Path, source: str | None) -> Generator[Progress, None, Buil
     came_from = manifest.source.get("from", OFFICIAL)
     if not target.is_file() or target.stat().st_size != manifest.bytes or source not in (None, came_from):
         return None
-    yield Progress("verify", 0, manifest.bytes)
-    return Build(target, manifest) if hash_file(target) == manifest.sha256 else None
+    sha256 = yield from hashing(target, "verify")
+    return Build(target, manifest) if sha256 == manifest.sha256 else None
 
 
 def _listed(ready: ReadyMade, snapshot: Snapshot) -> RemoteFile:
@@ -277,10 +278,15 @@ def bits_per_weight(header: Header) -> float:
 
 def _pull_official(choice: Choice, keep_source: bool) -> Generator[Progress, None, Pulled]:
     snapshot = look_up(choice.model.repository, choice.model.revision)
+    kept = sources_folder() / snapshot.revision / snapshot.repository.split("/")[1]
+    if not (keep_source or kept.is_dir()):
+        return (yield from _build_official(choice, snapshot, None))
+    with (yield from _locked(kept)):  # weights that an earlier pull has kept are not fetched again
+        return (yield from _build_official(choice, snapshot, kept))
+
+
+def _build_official(choice: Choice, snapshot: Snapshot, keep: Path | None) -> Generator[Progress, None, Pulled]:
     target = choice.target
-    keep = None
-    if keep_source:
-        keep = sources_folder() / snapshot.revision / snapshot.repository.split("/")[1]
     planned = yield from plan_official(snapshot, choice.build, target, keep=keep)
     with contextlib.closing(planned.shards):
         check_room(planned, target)
@@ -289,8 +295,7 @@ def _pull_official(choice: Choice, keep_source: bool) -> Generator[Progress, Non
             write_manifest(target, _official_manifest(choice, snapshot, planned, built))
 
         built = yield from build_official(planned, target, threads=cores(), certify=certify)
-    if not keep_source:
-        shutil.rmtree(source_folder(target), ignore_errors=True)
+    shutil.rmtree(source_folder(target), ignore_errors=True)
     received = planned.received_bytes + planned.shards.received_bytes
     return Pulled(Build(target, read_manifest(target)), received, built.resumed_bytes)
 

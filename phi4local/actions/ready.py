@@ -23,11 +23,12 @@ from phi4local.hub.arrival import wrong_bytes
 from phi4local.hub.body import Address
 from phi4local.hub.fetch import Fetch
 from phi4local.hub.repository import RemoteFile
-from quant.check import hash_file
-from quant.convert import Progress, partial_path
+from quant.check import hashing
+from quant.convert import partial_path
 from quant.gguf import Header, IncompleteError, read_header
 from quant.journal import Journal
 from quant.mend import Mended, find_repairs, mend
+from quant.progress import Progress
 from quant.repair import Repair
 from quant.sound import read_model_header
 
@@ -143,9 +144,8 @@ def fetch_ready(
 ) -> Generator[Progress, None, Fetched]:
     """Bring the file under its partial name, whole and mended (DownloadError, FormatError, InsufficientResources)."""
     partial = partial_path(target)
-    if not journal.notes:  # a new journal: what lies there is of another file
-        partial.unlink(missing_ok=True)
-        journal.note("begun", file.name)
+    if not journal.notes or not partial.exists():  # a new journal: what lies there is of another file
+        _begin(file, partial, journal)
     with writing_to(target.parent, file.bytes):
         resumed = received = 0
         got = journal.notes.get("whole", "")
@@ -155,34 +155,37 @@ def fetch_ready(
         mended = yield from _mend(file, target, journal, got)
         header = read_model_header(partial)
         if mended or file.sha256 is None:
-            yield Progress("check", 0, file.bytes)
-            sha256 = hash_file(partial)
+            sha256 = yield from hashing(partial, "check")
         else:
             sha256 = got
     return Fetched(header, sha256, got, mended.repairs if mended else (), received, resumed)
+
+
+def _begin(file: RemoteFile, partial: Path, journal: Journal) -> None:
+    partial.unlink(missing_ok=True)
+    journal.restart()
+    journal.note("begun", file.name)
 
 
 def _fetch(
     file: RemoteFile, address: Address, partial: Path, journal: Journal
 ) -> Generator[Progress, None, tuple[int, int, str]]:
     """Fetch what is missing until the hash is right: bytes that were here, bytes received, the hash."""
-    received = 0
+    received, stage = 0, "fetch"
     while True:
-        resumed, more, got = yield from _fetch_rest(file, address, partial, journal)
+        resumed, more, got = yield from _fetch_rest(file, address, partial, journal, stage)
         received += more
         expected = file.sha256 or file.blob
         if got == expected:
             return resumed, received, got
-        partial.unlink()
-        journal.restart()
-        journal.note("begun", file.name)
+        _begin(file, partial, journal)
         if resumed == 0:
             raise wrong_bytes(file.name, expected, got)
-        # What an earlier run had left was not what it seemed; once more from the beginning.
+        stage = "again"  # what an earlier run had left was not what it seemed
 
 
 def _fetch_rest(
-    file: RemoteFile, address: Address, partial: Path, journal: Journal
+    file: RemoteFile, address: Address, partial: Path, journal: Journal, stage: str
 ) -> Generator[Progress, None, tuple[int, int, str]]:
     digest, fetch = _Digest(file), Fetch(address)
     out = _Partial(partial, journal)
@@ -204,7 +207,7 @@ def _fetch_rest(
             position += len(data)
             if not out.is_shifted and position >= min(look_at, file.bytes):
                 look_at = _look(file, out, position)
-            yield Progress("fetch", position, file.bytes, fetch.trouble)
+            yield Progress(stage, position, file.bytes, fetch.trouble)
         out.sync()
     finally:
         got = digest.finish()

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
 from phi4local.errors import FormatError
-from phi4local.store import find, manifest_files, read_manifest
-
-_BLOCK_BYTES = 4 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Hashing:
-    """How far a file has been read."""
-
-    path: Path
-    done_bytes: int
-    total_bytes: int
+from phi4local.store import find, is_there, manifest_files, read_manifest
+from quant.check import hashing
+from quant.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +30,14 @@ class Verdict:
     damaged: tuple[Damage, ...]
 
 
-def verify(label: str | None) -> Generator[Hashing, None, Verdict]:
+def verify(label: str | None) -> Generator[Progress, None, Verdict]:
     """Hash one build (a name, or the path of a file with a manifest), or all of them."""
     if label is None:
         paths = list(manifest_files())
     elif label.endswith(".gguf"):
         paths = [Path(label)]
     else:
-        paths = [find(label).path]
+        paths = [find(label, missing=True).path]
     damaged = []
     for path in paths:
         damage = yield from _check(path)
@@ -56,18 +46,12 @@ def verify(label: str | None) -> Generator[Hashing, None, Verdict]:
     return Verdict(len(paths), tuple(damaged))
 
 
-def _check(path: Path) -> Generator[Hashing, None, Damage | None]:
+def _check(path: Path) -> Generator[Progress, None, Damage | None]:
     try:
         expected = read_manifest(path).sha256
     except FormatError as error:
         return Damage(path, None, None, error.message)
-    if not path.is_file():
+    if not is_there(path):
         return Damage(path, expected, None, "the file is missing")
-    digest = hashlib.sha256()
-    total = path.stat().st_size
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            yield Hashing(path, file.tell(), total)
-    got = digest.hexdigest()
+    got = yield from hashing(path, path.name)
     return None if got == expected else Damage(path, expected, got, "the content has changed")

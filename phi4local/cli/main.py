@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import errno
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -23,12 +24,14 @@ COMMANDS = {
     "fit": "which builds of a model this machine can run, and how fast",
     "pull": "get a build: the published file, or made here from the official weights",
     "quantize": "make a build from a folder of official weights",
+    "import": "take in a GGUF that is on this disk already, without copying it",
     "chat": "talk to a model in the terminal",
     "bench": "how fast a build is on this machine, against what was predicted",
     "list": "the builds that are here",
     "show": "what a build is made of",
     "verify": "whether builds are undamaged",
     "remove": "delete a build",
+    "prune": "free what no finished build needs",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -110,7 +113,8 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"Did you mean `phi4local {near[0]}`?" if near else "`phi4local --help` lists the commands"
         raise UsageError(f"No command called `{name}`", hint=hint)
-    command: _Command = importlib.import_module(f"phi4local.cli.{name}")
+    module = f"{name}_" if keyword.iskeyword(name) else name  # a keyword cannot be a module's name
+    command: _Command = importlib.import_module(f"phi4local.cli.{module}")
     parser = Parser(prog=f"phi4local {name}", description=COMMANDS[name], allow_abbrev=False)
     command.configure(parser)
     return command.run(parser.parse_args(rest))

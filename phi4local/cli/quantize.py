@@ -12,8 +12,9 @@ from phi4local.actions.quantize import name_of, plan_build, quantize, target_of
 from phi4local.cli import output
 from phi4local.store import Build, Manifest
 from phi4local.units import duration, file_size
-from quant.convert import Built, Progress
+from quant.convert import Built
 from quant.plan import Plan
+from quant.progress import Progress
 
 _STAGES = {
     "quantize": "Quantizing",
@@ -22,6 +23,7 @@ _STAGES = {
     "wait": "Waiting for another process that pulls it",
     "headers": "Reading headers",
     "fetch": "Fetching",
+    "again": "Fetching again, from the beginning",
     "build": "Building",
     "mend": "Mending",
 }
@@ -98,14 +100,21 @@ def show_manifest(build: Build, more: Iterable[tuple[str, str]] = ()) -> None:
             ("Size", f"{file_size(manifest.bytes)}, {manifest.bpw:.2f} bits per weight"),
             ("Types", _types(manifest.types)),
             ("sha256", manifest.sha256),
-            ("Source", manifest.source["repo"] or f"{len(files)} files of a local folder"),
+            (
+                "Source",
+                manifest.source["repo"] or str(manifest.source.get("path") or f"{len(files)} files of a folder"),
+            ),
             ("Revision", manifest.source["revision"] or "not known"),
             *((f"  {entry['name']}", entry["sha256"]) for entry in files if entry["name"].endswith(".safetensors")),
-            ("Repairs", str(len(manifest.repairs)) if manifest.repairs else "none needed"),
+            ("Repairs", str(len(manifest.repairs)) if manifest.repairs else _no_repairs(manifest)),
             *_repairs(manifest.repairs),
             *more,
         ]
     )
+
+
+def _no_repairs(manifest: Manifest) -> str:
+    return "needed, but not made: the file is another program's" if manifest.source.get("flaws") else "none needed"
 
 
 def _types(counts: dict[str, int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from phi4local.cli import output
-from phi4local.store import find, remove
+from phi4local.store import find, is_own, remove
 from phi4local.units import file_size
 
 
@@ -17,10 +17,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Delete the build and say how much room that made."""
-    build = find(args.name)
+    build = find(args.name, missing=True)
+    freed = build.manifest.bytes if is_own(build) else 0
     remove(build)
     if args.json:
-        output.emit_json({"removed": build.label, "path": str(build.path), "freed_bytes": build.manifest.bytes})
+        output.emit_json({"removed": build.label, "path": str(build.path), "freed_bytes": freed})
+    elif freed:
+        output.say(f"Removed {build.label}, {file_size(freed)} freed")
     else:
-        output.say(f"Removed {build.label}, {file_size(build.manifest.bytes)} freed")
+        output.say(f"Removed {build.label}; no room was freed, since its file belongs to another program or was gone")
     return 0

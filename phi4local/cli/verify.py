@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from phi4local.actions.verify import Hashing, verify
+from phi4local.actions.verify import verify
 from phi4local.cli import output
 from phi4local.errors import FormatError
+from quant.progress import Progress
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,5 +38,5 @@ def run(args: argparse.Namespace) -> int:
     return FormatError.exit_code if verdict.damaged else 0
 
 
-def _describe(event: Hashing) -> output.Bar:
-    return output.Bar(event.path.name, event.done_bytes, event.total_bytes)
+def _describe(event: Progress) -> output.Bar:
+    return output.Bar(event.stage, event.done_bytes, event.total_bytes)

@@ -108,37 +108,50 @@ def _request(url: str, address: Address, start: int) -> tuple[http.client.HTTPCo
     if address.token and same_origin(url, address.endpoint):
         headers["Authorization"] = f"Bearer {address.token}"
     parts = urlsplit(url)
+    connection, target, known = _connection(parts, address.timeout_seconds)
     try:
-        connection, target = _connection(parts, address.timeout_seconds)
-        connection.connect()
-        _narrow(connection.sock)
-        connection.request("GET", target, headers=headers)
-        return connection, connection.getresponse()
-    except ssl.SSLCertVerificationError as error:
-        raise DownloadError(
-            f"The certificate of {printable(parts.hostname or '')} is not trusted: {printable(error.verify_message)}",
-            hint="Behind a company's proxy, name its certificate in SSL_CERT_FILE",
-        ) from None
+        return connection, _answer(connection, target, headers | known)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise TransientError(_reason(error)) from None
+        connection.close()
+        raise _translated(error, parts.hostname or "") from None
 
 
-def _connection(parts: SplitResult, timeout: float) -> tuple[http.client.HTTPConnection, str]:
-    """A connection to the server or to the proxy that the environment names, and the request's target."""
+def _answer(connection: http.client.HTTPConnection, target: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    connection.connect()
+    _narrow(connection.sock)
+    connection.request("GET", target, headers=headers)
+    return connection.getresponse()
+
+
+def _translated(error: Exception, host: str) -> Exception:
+    """What http.client raises, in our words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return DownloadError(
+            f"The certificate of {printable(host)} is not trusted: {printable(error.verify_message)}",
+            hint="Behind a company's proxy, name its certificate in SSL_CERT_FILE",
+        )
+    return TransientError(_reason(error))
+
+
+def _connection(parts: SplitResult, timeout: float) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
+    """A connection to the server or to the proxy that the environment names; the request's target; a login."""
     host, secure = parts.hostname or "", parts.scheme == "https"
     target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
     named = "" if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(parts.scheme, "")
     proxy = urlsplit(named) if named else parts
     kind = http.client.HTTPConnection if not secure else _secure_connection
     connection = kind(proxy.hostname or "", proxy.port or (443 if proxy is parts and secure else 80), timeout=timeout)
+    known: dict[str, str] = {}
     if proxy is not parts:
         login = f"{unquote(proxy.username or '')}:{unquote(proxy.password or '')}"
-        known = {"Proxy-Authorization": f"Basic {b64encode(login.encode()).decode()}"} if proxy.username else {}
+        if proxy.username:
+            known = {"Proxy-Authorization": f"Basic {b64encode(login.encode()).decode()}"}
         if secure:
             connection.set_tunnel(host, parts.port or 443, known)
+            known = {}  # the server behind the tunnel is not to see it
         else:
             target = parts._replace(fragment="").geturl()
-    return connection, target
+    return connection, target, known
 
 
 def _secure_connection(host: str, port: int, *, timeout: float) -> http.client.HTTPConnection:

@@ -34,7 +34,7 @@ class Fetch:
                     position += len(data)
                     self.received_bytes += len(data)
                     self.trouble = ""
-                    retries.progressed()
+                    retries.progressed(len(data))
                     yield data
             except TransientError as error:
                 failure = error

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from phi4local.errors import DownloadError, NotFound, Phi4LocalError
+from phi4local.errors import DownloadError, NotFound, Phi4LocalError, UsageError
 from phi4local.hub.body import Address, hint_for_access
 from phi4local.printing import printable
 
@@ -81,7 +81,10 @@ def look_up(repository: str, revision: str | None) -> Snapshot:
     if not _REPOSITORY.fullmatch(repository):
         raise NotFound(f"`{printable(repository)}` is no repository's name", hint="A name is like microsoft/phi-4")
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it prints what a server's headers say
-    endpoint, token = constants.ENDPOINT, get_token()
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # else it asks the endpoint which programs to report
+    endpoint, token = constants.ENDPOINT.rstrip("/"), get_token()
+    if not re.fullmatch(r"https?://[\w.\-]+(:\d{1,5})?(/[\w.\-/]*)?", endpoint, re.ASCII):
+        raise UsageError(f"HF_ENDPOINT is `{printable(endpoint)}`, which is no address", hint="unset HF_ENDPOINT")
     with _translated(repository, revision), bounded_client(endpoint):
         api = HfApi(endpoint=endpoint, token=token or False)
         commit = api.model_info(repository, revision=revision or "main").sha

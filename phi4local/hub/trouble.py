@@ -12,6 +12,7 @@ from phi4local.errors import DownloadError
 _DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each attempt that follows one without progress
 _LONGEST_WAIT_SECONDS = 300
 _TICK_SECONDS = 0.2
+_PROGRESS_BYTES = 1 << 16
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _AGAIN = "Run the same command again: what is here already is not fetched twice"
 
@@ -25,13 +26,17 @@ class TransientError(Exception):
 
 
 class Retries:
-    """Counts failures since the last progress."""
+    """Counts failures since the last progress that is worth the name."""
 
     def __init__(self) -> None:
         self.failures = 0
+        self._progress_bytes = 0
 
-    def progressed(self) -> None:
-        self.failures = 0
+    def progressed(self, count_bytes: int) -> None:
+        """So much more has arrived."""
+        self._progress_bytes += count_bytes
+        if self._progress_bytes >= _PROGRESS_BYTES:
+            self.failures = self._progress_bytes = 0
 
     def pause(self, error: TransientError) -> Iterator[None]:
         """Wait before the next attempt, a tick at a time, so that a caller stays awake (DownloadError: no more)."""
