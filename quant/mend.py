@@ -52,10 +52,13 @@ def mend(raw: bytes, header: Header, repairs: tuple[Repair, ...]) -> Mended:
         if key in values:
             pieces += [raw[position:start], _value(values[key], raw[start:end])]
             position = end
+        elif key == _FILLER:  # of an earlier mending; a new one is made if there is room
+            pieces.append(raw[position : start - len(_text(key))])
+            position = end
     added = [key for key in values if key not in header.spans]
     pieces += [raw[position : header.keys_end], *(_text(key) + _value(values[key], b"") for key in added)]
     table = raw[header.keys_end : header.end]
-    keys = len(header.spans) + len(added)
+    keys = len(header.spans.keys() - {_FILLER}) + len(added)
     size = sum(map(len, pieces)) + 8 + len(table)
     if align(size, header.alignment) < header.data_offset:
         pieces.append(_filler(header.data_offset - size))

@@ -62,7 +62,11 @@ def plan_official(
         shards = Shards(snapshot, _shard_files(snapshot, folder), folder, keep=keep is not None)
         for trouble in shards.fetch_beginnings():
             yield Progress("headers", shards.received_bytes, 0, trouble)
-    plan = make_plan(read_source(folder, shards), check_build_name(build), tensor_types)
+    try:
+        plan = make_plan(read_source(folder, shards), check_build_name(build), tensor_types)
+    except FormatError:
+        shards.drop_beginnings()
+        raise
     return Planned(plan, shards, folder, received)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from phi4local.errors import FormatError
 from phi4local.hub.fetch import Fetch
 from phi4local.hub.repository import RemoteFile, Snapshot
-from quant.safetensors import HEADER_LIMIT_BYTES
+from quant.safetensors import HEADER_LIMIT_BYTES, read_shard
 
 _MOMENT_SECONDS = 0.5
 _BEGINNING_BYTES = 1 << 16  # holds the header of every published shard
@@ -77,6 +77,19 @@ class Shards:
                     self._here[name] += len(data)
                     self._changed.notify_all()
                 yield self._fetch.trouble
+
+    def drop_beginnings(self) -> None:
+        """The headers make no sense: shards that cannot be read are fetched again next time, else all of them."""
+        unreadable = [name for name in self.sizes if not self._is_readable(name)]
+        for name in unreadable or self.sizes:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _is_readable(self, name: str) -> bool:
+        try:
+            read_shard(self._folder / name, self.sizes[name])
+        except FormatError:
+            return False
+        return True
 
     def here_bytes(self, name: str) -> int:
         return self._here[name]

@@ -82,14 +82,14 @@ class Body:
         self._connection.close()
 
 
-def open_body(address: Address, start: int) -> Body:
-    """Ask for a file from `start` to its end (TransientError, DownloadError, NotFound)."""
-    url = address.endpoint + address.path
+def open_body(address: Address, start: int, end: int) -> Body:
+    """Ask for the bytes of a file from `start` up to `end` (TransientError, DownloadError, NotFound)."""
+    url, span = address.endpoint + address.path, range(start, end)
     for _ in range(_MOST_REDIRECTS):
-        connection, response = _request(url, address, start)
+        connection, response = _request(url, address, span)
         try:
             if response.status not in _REDIRECT:
-                return Body(connection, response, _skipped(url, response, address, start))
+                return Body(connection, response, _skipped(url, response, address, span))
             url = _next_url(url, response)
         except BaseException:
             connection.close()
@@ -101,10 +101,10 @@ def open_body(address: Address, start: int) -> Body:
 _ELSEWHERE = "Check HF_ENDPOINT, and whether this network lets the hub through"
 
 
-def _request(url: str, address: Address, start: int) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+def _request(url: str, address: Address, span: range) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
     headers = {"Accept-Encoding": "identity", "User-Agent": "phi4local", "Connection": "close"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
+    if len(span) < address.size_bytes:
+        headers["Range"] = f"bytes={span.start}-{span.stop - 1 if span.stop < address.size_bytes else ''}"
     if address.token and same_origin(url, address.endpoint):
         headers["Authorization"] = f"Bearer {address.token}"
     parts = urlsplit(url)
@@ -181,7 +181,7 @@ def _next_url(url: str, response: http.client.HTTPResponse) -> str:
     return location
 
 
-def _skipped(url: str, response: http.client.HTTPResponse, address: Address, start: int) -> int:
+def _skipped(url: str, response: http.client.HTTPResponse, address: Address, span: range) -> int:
     """Check an answer that is no redirect; how many of its bytes come before the wanted ones."""
     headers = {name.lower(): value for name, value in response.headers.items()}
     if response.status not in (200, 206):
@@ -197,9 +197,9 @@ def _skipped(url: str, response: http.client.HTTPResponse, address: Address, sta
     if response.status == 200:
         if left != address.size_bytes:
             raise TransientError(f"The server has {left} bytes of `{address.name}`, the hub lists {address.size_bytes}")
-        return start
-    expected = f"bytes {start}-{address.size_bytes - 1}/{address.size_bytes}"
-    if re.sub(r"\s+", " ", headers.get("content-range", "")) != expected or left != address.size_bytes - start:
+        return span.start
+    expected = f"bytes {span.start}-{span.stop - 1}/{address.size_bytes}"
+    if re.sub(r"\s+", " ", headers.get("content-range", "")) != expected or left != len(span):
         got = printable(headers.get("content-range", "nothing"))
         raise TransientError(f"The server sent `{got}` of `{address.name}`, asked for was `{expected}`")
     return 0

@@ -28,7 +28,7 @@ class Fetch:
         retries = Retries()
         while position < end:
             try:
-                self._body = open_body(self.address, position)
+                self._body = open_body(self.address, position, end)
                 while position < end:
                     data = self._body.read(end - position)
                     position += len(data)
