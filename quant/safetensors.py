@@ -134,7 +134,10 @@ def read_shard(path: Path, whole_bytes: int | None = None) -> Shard:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size_bytes < 8 or length > min(size_bytes - 8, HEADER_LIMIT_BYTES):
-                raise FormatError(f"`{path.name}` is truncated or not a safetensors file ({size_bytes} bytes)")
+                raise FormatError(
+                    f"`{path.name}` is truncated or not a safetensors file ({size_bytes} bytes)",
+                    hint="Download it again",
+                )
             header = parse_json(file.read(length), path)
     except FileNotFoundError:
         raise NotFound(f"Shard `{path.name}` is missing from `{path.parent}`", hint="Download it again") from None

@@ -116,7 +116,7 @@ def _recommended(model: Model) -> tuple[str, str]:
         raise UsageError(
             f"No build of {model.name} fits here: {recommendation.why}", hint=f"phi4local fit {model.name}"
         )
-    return recommendation.build, recommendation.why
+    return recommendation.build, f"{recommendation.why}."
 
 
 def _spelt(model: Model, build: str) -> str:
@@ -159,11 +159,13 @@ def _offline(label: str) -> DownloadError:
     return DownloadError(f"{label} is not here, and the network is not to be used", hint=known)
 
 
-def preview(choice: Choice) -> Generator[Progress, None, Preview]:
+def preview(choice: Choice, *, offline: bool = False) -> Generator[Progress, None, Preview]:
     """What `pull` would fetch and make; of official weights the headers are fetched for it."""
+    if offline or is_offline():
+        raise _offline(choice.label)
     if choice.ready:
         snapshot = look_up(choice.ready.repository, choice.ready.revision)
-        return Preview(snapshot.repository, snapshot.revision, (_listed(choice.ready, snapshot),), None)
+        return Preview(snapshot.repository, snapshot.revision, (_listed(choice, choice.ready, snapshot),), None)
     with (yield from _locked(choice.target)):
         snapshot = look_up(choice.model.repository, choice.model.revision)
         planned = yield from plan_official(snapshot, choice.build, choice.target, keep=None)
@@ -211,21 +213,21 @@ def _present(target: Path, source: str | None) -> Generator[Progress, None, Buil
     return Build(target, manifest) if sha256 == manifest.sha256 else None
 
 
-def _listed(ready: ReadyMade, snapshot: Snapshot) -> RemoteFile:
+def _listed(choice: Choice, ready: ReadyMade, snapshot: Snapshot) -> RemoteFile:
     """The file as the hub lists it; what the catalogue knows of it must agree."""
     file = snapshot.file(ready.file)
     for what, known, listed in (("bytes", ready.bytes, file.bytes), ("sha256", ready.sha256, file.sha256)):
         if known is not None and known != listed:
             raise FormatError(
                 f"The hub lists `{file.name}` of {ready.repository} with {what} {listed}; the catalogue knows {known}",
-                hint="phi4local pull NAME:BUILD --from official",
+                hint=f"phi4local pull {choice.label} --from official",
             )
     return file
 
 
 def _pull_ready(choice: Choice, ready: ReadyMade) -> Generator[Progress, None, Pulled]:
     snapshot = look_up(ready.repository, ready.revision)
-    file, target = _listed(ready, snapshot), choice.target
+    file, target = _listed(choice, ready, snapshot), choice.target
     check_disk(file.bytes, target)
     identity = f"{ready.repository}/{file.name} {file.sha256 or file.blob} {file.bytes}"
     journal = Journal(journal_path(target), identity)

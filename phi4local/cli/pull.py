@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if choice.why:
         output.say(choice.why)
     if args.dry_run:
-        _show(choice, output.with_progress(preview(choice), describe), as_json=args.json)
+        _show(choice, output.with_progress(preview(choice, offline=args.offline), describe), as_json=args.json)
         return 0
     origin = choice.ready.repository if choice.ready else f"{choice.model.repository}, built as it arrives"
     output.say(f"Pulling {choice.label} from {origin}")

@@ -22,7 +22,7 @@ from phi4local.hub.trouble import TRANSIENT_STATUS, TransientError, wait_of
 from phi4local.printing import printable
 
 _CHUNK_BYTES = 1 << 18
-_REDIRECT = frozenset({301, 302, 303, 307, 308})
+REDIRECT = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _LEAST_BYTES = 4096  # fewer within the timeout is a stall
 # On a path shorter than this a large window speeds nothing up; after a kill, what waits in it would be sent again.
@@ -88,17 +88,17 @@ def open_body(address: Address, start: int, end: int) -> Body:
     for _ in range(_MOST_REDIRECTS):
         connection, response = _request(url, address, span)
         try:
-            if response.status not in _REDIRECT:
+            if response.status not in REDIRECT:
                 return Body(connection, response, _skipped(url, response, address, span))
-            url = _next_url(url, response)
+            url = next_url(url, response.headers.get("Location", ""))
         except BaseException:
             connection.close()
             raise
         connection.close()
-    raise DownloadError(f"The hub sends from address to address for `{address.name}`", hint=_ELSEWHERE)
+    raise DownloadError(f"The hub sends from address to address for `{address.name}`", hint=ELSEWHERE)
 
 
-_ELSEWHERE = "Check HF_ENDPOINT, and whether this network lets the hub through"
+ELSEWHERE = "Check HF_ENDPOINT, and whether this network lets the hub through"
 
 
 def _request(url: str, address: Address, span: range) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
@@ -168,16 +168,17 @@ def _narrow(connected: socket.socket) -> None:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SHORT_PATH_WINDOW_BYTES)
 
 
-def _next_url(url: str, response: http.client.HTTPResponse) -> str:
-    location = urljoin(url, response.headers.get("Location", ""))
+def next_url(url: str, location: str) -> str:
+    """Where a redirect leads, if that is a plain address of the same or a safer kind (DownloadError)."""
     try:
+        location = urljoin(url, location)
         parts = urlsplit(location)
         plain = location.isascii() and location.isprintable() and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        plain = False
+        parts, plain = urlsplit(""), False
     allowed = ("https",) if url.startswith("https:") else ("http", "https")
     if not plain or parts.scheme not in allowed:
-        raise DownloadError(f"The hub redirects to `{printable(location)}`, which is no address", hint=_ELSEWHERE)
+        raise DownloadError(f"The hub redirects to `{printable(location)}`, which is no address", hint=ELSEWHERE)
     return location
 
 
@@ -218,7 +219,7 @@ def _refuse(url: str, status: int, headers: dict[str, str], address: Address) ->
         raise NotFound(f"The hub has no `{address.name}`", hint="`phi4local show NAME` lists what there is")
     if status == 416:
         raise TransientError(f"The server has less of `{address.name}` than the hub lists")
-    raise DownloadError(f"The hub answered {status} for `{address.name}`", hint=_ELSEWHERE)
+    raise DownloadError(f"The hub answered {status} for `{address.name}`", hint=ELSEWHERE)
 
 
 def hint_for_access(code: str) -> str:

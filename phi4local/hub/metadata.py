@@ -11,7 +11,7 @@ import httpx2
 from huggingface_hub import constants, set_client_factory
 
 from phi4local.errors import DownloadError
-from phi4local.hub.body import same_origin
+from phi4local.hub.body import ELSEWHERE, REDIRECT, next_url, same_origin
 from phi4local.hub.trouble import TRANSIENT_STATUS, Retries, TransientError, wait_of
 from phi4local.printing import printable
 
@@ -47,10 +47,10 @@ class _Transport(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         if not same_origin(str(request.url), self._endpoint):
             where = printable(str(request.url))[:100]
-            raise DownloadError(f"The hub sends its questions elsewhere, to `{where}`", hint=_CHECK)
+            raise DownloadError(f"The hub sends its questions elsewhere, to `{where}`", hint=ELSEWHERE)
         self._answers += 1
         if self._answers > _MOST_ANSWERS:
-            raise DownloadError(f"The hub's list has no end after {_MOST_ANSWERS} pages", hint=_CHECK)
+            raise DownloadError(f"The hub's list has no end after {_MOST_ANSWERS} pages", hint=ELSEWHERE)
         request.headers["Accept-Encoding"] = "identity"
         request.extensions["timeout"] = self._timeout  # the library asks without one
         retries = Retries()
@@ -82,19 +82,20 @@ class _Transport(httpx2.BaseTransport):
             raise TransientError(f"The hub answered {answer.status_code}", wait_of(headers))
         if answer.status_code == 200:
             _check_json(content)
+        elif answer.status_code in REDIRECT:
+            next_url(str(request.url), headers.get("location", ""))
         return httpx2.Response(answer.status_code, headers=answer.headers, content=content, request=request)
 
     def close(self) -> None:
         self._client.close()
 
 
-_CHECK = "Check HF_ENDPOINT, and whether this network lets the hub through"
 _UNPLUGGED = "`phi4local list` shows what is here and works without a network"
 
 
 def _read(answer: httpx2.Response) -> bytes:
     if answer.headers.get("content-encoding", "identity") != "identity":
-        raise DownloadError("The hub packs its answer, which was not asked for", hint=_CHECK)
+        raise DownloadError("The hub packs its answer, which was not asked for", hint=ELSEWHERE)
     if answer.headers.get("content-type", "").startswith("text/html") and answer.status_code == 200:
         raise DownloadError(
             "A web page came in the place of the hub's answer", hint="Log in to this network in a browser, then again"
@@ -103,7 +104,7 @@ def _read(answer: httpx2.Response) -> bytes:
     for chunk in answer.iter_raw():
         data += chunk
         if len(data) > _ANSWER_LIMIT_BYTES:
-            raise DownloadError(f"The hub's answer is longer than {_ANSWER_LIMIT_BYTES} bytes", hint=_CHECK)
+            raise DownloadError(f"The hub's answer is longer than {_ANSWER_LIMIT_BYTES} bytes", hint=ELSEWHERE)
         if time.monotonic() > until:
             raise TransientError("The hub's answer does not end")
     return bytes(data)
@@ -114,4 +115,4 @@ def _check_json(content: bytes) -> None:
     try:
         json.loads(content)
     except (ValueError, RecursionError):
-        raise DownloadError("The hub's answer is not JSON", hint=_CHECK) from None
+        raise DownloadError("The hub's answer is not JSON", hint=ELSEWHERE) from None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from phi4local.errors import DownloadError, NotFound, Phi4LocalError, UsageError
-from phi4local.hub.body import Address, hint_for_access
+from phi4local.hub.body import ELSEWHERE, Address, hint_for_access
 from phi4local.printing import printable
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def look_up(repository: str, revision: str | None) -> Snapshot:
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise ValueError("no commit")
         if revision and _COMMIT.fullmatch(revision) and commit != revision:
-            raise DownloadError(f"The hub names another commit of {repository} than was asked for", hint=_ENDPOINT)
+            raise DownloadError(f"The hub names another commit of {repository} than was asked for", hint=ELSEWHERE)
         files = _files(api, repository, commit)
     return Snapshot(endpoint, repository, commit, files, token, float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
 
@@ -100,7 +100,7 @@ def _files(api: HfApi, repository: str, commit: str) -> dict[str, RemoteFile]:
     tree = api.list_repo_tree(repository, recursive=True, revision=commit)
     entries = list(islice(tree, _MOST_ENTRIES + 1))
     if len(entries) > _MOST_ENTRIES:
-        raise DownloadError(f"The hub lists more than {_MOST_ENTRIES} files in {repository}", hint=_ENDPOINT)
+        raise DownloadError(f"The hub lists more than {_MOST_ENTRIES} files in {repository}", hint=ELSEWHERE)
     return {file.name: file for file in map(_file, entries) if file}
 
 
@@ -115,9 +115,6 @@ def _file(entry: Any) -> RemoteFile | None:
     if not plain or not hashed or not (sha256 is None or (isinstance(sha256, str) and _SHA256.fullmatch(sha256))):
         return None
     return RemoteFile(str(name), int(size or 0), sha256, str(blob))
-
-
-_ENDPOINT = "Check HF_ENDPOINT, and whether this network lets the hub through"
 
 
 @contextlib.contextmanager
@@ -139,8 +136,8 @@ def _translated(repository: str, revision: str | None) -> Iterator[None]:
         raise NotFound(f"The hub has no {repository}, or shows it to nobody", hint=hint_for_access("")) from None
     except HfHubHTTPError as error:
         status = error.response.status_code
-        raise DownloadError(f"The hub answered {status} for {repository}", hint=_ENDPOINT) from None
+        raise DownloadError(f"The hub answered {status} for {repository}", hint=ELSEWHERE) from None
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise DownloadError(f"The hub cannot be asked: {printable(str(error))[:200]}", hint=_ENDPOINT) from None
+        raise DownloadError(f"The hub cannot be asked: {printable(str(error))[:200]}", hint=ELSEWHERE) from None
     except (ValueError, KeyError, TypeError, AttributeError, LookupError, RecursionError):
-        raise DownloadError(f"The hub's answer about {repository} is not what a hub says", hint=_ENDPOINT) from None
+        raise DownloadError(f"The hub's answer about {repository} is not what a hub says", hint=ELSEWHERE) from None
