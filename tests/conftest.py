@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import shapes
 from tests.checkpoints import write_checkpoint
+from tests.hub import Hub
+from tests.pulling import Client, client, publish_nano
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +35,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mini-shaped checkpoint: longrope, partial rotary, tied. Not to be changed."""
     return write_checkpoint(tmp_path_factory.mktemp("mini") / "phi-4-mini-tiny", shapes.MINI_TINY)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a hub holds: the built-in checkpoint and a GGUF of it. Not to be changed."""
+    return publish_nano(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def hub(root: Path) -> Iterator[Hub]:
+    """A hub on loopback that misbehaves on command."""
+    with Hub(root) as running:
+        yield running
+
+
+@pytest.fixture
+def user(hub: Hub, home: Path) -> Client:
+    """Somebody who runs the command line against that hub."""
+    return client(hub, home)

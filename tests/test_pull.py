@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +51,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / FLAWED).mkdir()
     write_flawed(folder / READY / FILE, folder / FLAWED / FILE)
     return folder
-
-
-@pytest.fixture
-def hub(root: Path) -> Iterator[Hub]:
-    with Hub(root) as running:
-        yield running
-
-
-@pytest.fixture
-def user(hub: Hub, home: Path) -> Client:
-    return client(hub, home)
 
 
 # -- the contract

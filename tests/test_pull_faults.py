@@ -27,7 +27,6 @@ from tests.pulling import (
     client,
     grown,
     kill,
-    publish_nano,
     sha256,
     wait_for,
     walk,
@@ -35,22 +34,6 @@ from tests.pulling import (
 from tests.running import json_of
 
 SHARD = "model-00002-of-00002.safetensors"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish_nano(tmp_path_factory.mktemp("hub"))
-
-
-@pytest.fixture
-def hub(root: Path) -> Iterator[Hub]:
-    with Hub(root) as running:
-        yield running
-
-
-@pytest.fixture
-def user(hub: Hub, home: Path) -> Client:
-    return client(hub, home)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -28,7 +28,6 @@ from tests.pulling import (
     catalog,
     client,
     controls,
-    publish_nano,
     sha256,
     tree,
     witness,
@@ -38,22 +37,6 @@ from tests.running import json_of
 
 SHARD, INDEX = "model-00002-of-00002.safetensors", "model.safetensors.index.json"
 TOKEN = "hf_secret_of_the_user"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish_nano(tmp_path_factory.mktemp("hub"))
-
-
-@pytest.fixture
-def hub(root: Path) -> Iterator[Hub]:
-    with Hub(root) as running:
-        yield running
-
-
-@pytest.fixture
-def user(hub: Hub, home: Path) -> Client:
-    return client(hub, home)
 
 
 def publish_changed(hub: Hub, root: Path, folder: Path, repository: str, change: Callable[[Path], None]) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,12 +55,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = dataclasses.replace(shapes.PHI4_TINY, hidden=512, intermediate=1536, layers=4, heads=8, vocab=864)
     write_checkpoint(folder / OFFICIAL, shape, shards=8)
     return folder
-
-
-@pytest.fixture
-def hub(root: Path) -> Iterator[Hub]:
-    with Hub(root) as running:
-        yield running
 
 
 @dataclass

@@ -26,7 +26,6 @@ from tests.pulling import (
     catalog,
     client,
     grown,
-    publish_nano,
     sha256,
     wait_for,
     walk,
@@ -36,11 +35,6 @@ from tests.pulling import (
 from tests.running import json_of, make
 
 # -- no network
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish_nano(tmp_path_factory.mktemp("hub"))
 
 
 @pytest.fixture
