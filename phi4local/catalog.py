@@ -6,6 +6,7 @@ entries of it (docs/catalog.md). Both are read as distrustfully as any other fil
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -93,7 +94,7 @@ class Model:
 def models() -> tuple[Model, ...]:
     """Every model of the catalogue, the user's own included (FormatError)."""
     path = home_folder() / "catalog.toml"
-    return _models(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    return _models(path, path.stat().st_mtime_ns if os.path.lexists(path) else 0)
 
 
 @lru_cache(maxsize=4)
@@ -171,12 +172,17 @@ class _Tables:
     def _shape(self, name: str, table: dict[str, Any]) -> tuple[Config, int]:
         where = f"shape `{name}`"
         counts = [field.name for field in fields(Config) if field.type == "int"]
+        table = {"sliding_window": 0} | table
         numbers = ("rope_theta", "rms_epsilon")
         factors = ("long_factor", "short_factor")
         self._keys(table, where, (*counts, *numbers, *factors, "tied", "header_bytes"))
-        values = {key: self._value(table, key, "a count", where, needed=True) for key in counts}
+        values = {key: self._value(table, key, "a dimension", where, needed=True) for key in counts}
         values |= {key: float(self._value(table, key, "a number", where, needed=True)) for key in numbers}
         long, short = (self._value(table, key, "a list of numbers", where) for key in factors)
+        if zero := next((key for key in counts if not values[key] and key != "sliding_window"), None):
+            raise self._wrong(f"`{zero}` of {where} is 0")
+        if values["hidden"] % values["heads"] or values["heads"] % values["kv_heads"]:
+            raise self._wrong(f"the heads of {where} do not divide its sizes")
         if len(long) != len(short) or (long and len(long) * 2 != values["rotary_dimensions"]):
             raise self._wrong(f"the factors of {where} are not two for each rotary dimension pair")
         rope = LongRope(tuple(map(float, long)), tuple(map(float, short))) if long else None
@@ -285,6 +291,7 @@ _KINDS: dict[str, tuple[Any, Any]] = {
     "a table of texts": (lambda value: isinstance(value, dict) and all(map(_is_text, value.values())), {}),
     "a table": (lambda value: isinstance(value, dict), {}),
     "a count": (_is_count, 0),
+    "a dimension": (lambda value: _is_count(value) and value < 1 << 31, 0),
     "a size": (lambda value: _is_count(value) and value > 0, None),
     "a number": (_is_number, 0.0),
     "a list of numbers": (_all(_is_number), ()),

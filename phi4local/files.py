@@ -78,9 +78,12 @@ def take_lock(path: Path) -> Lock | None:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(fd)
             return None
+        except OSError:  # a file system without locks
+            os.close(fd)
+            raise
         # The one who held the lock may have finished and removed the file between our open and our lock.
         if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
             return Lock(path, fd)

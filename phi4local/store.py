@@ -8,6 +8,7 @@ The manifest beside a build is the truth about it. Manifests are read as distrus
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from phi4local.errors import FormatError, NotFound, UsageError
-from phi4local.files import atomic_write, read_bounded
+from phi4local.files import atomic_write, read_bounded, take_lock
 from phi4local.settings import models_folder
+from quant.journal import journal_path, lock_path, partial_path
 
 _SUFFIX = ".manifest.json"
 _LIMIT_BYTES = 10_000_000
@@ -146,6 +148,12 @@ def manifest_files() -> Iterator[Path]:
         yield path.with_name(path.name.removesuffix(_SUFFIX))
 
 
+def unlisted_files() -> list[Path]:
+    """GGUFs in the store that have no manifest, and so are no builds."""
+    files = sorted(models_folder().glob("*/*.gguf"))
+    return [path for path in files if path.is_file() and not os.path.lexists(manifest_path(path))]
+
+
 def find(label: str, *, missing: bool = False) -> Build:
     """The build called NAME or NAME:BUILD (NotFound with the nearest name, UsageError where NAME has several).
 
@@ -181,11 +189,19 @@ def _gone(label: str) -> NotFound | None:
 
 
 def remove(build: Build) -> None:
-    """Delete a build: its manifest first, so that it is never listed without its file.
+    """Delete a build (UsageError while another process is at work on it).
 
-    Of an imported build this deletes the link; the other program's file stays.
+    Its file is put under its partial name first, so that a kill in here leaves nothing that looks like a build. Of an
+    imported build this deletes the link; the other program's file stays.
     """
-    manifest_path(build.path).unlink()
-    build.path.unlink(missing_ok=True)
-    if not any(build.path.parent.iterdir()):
+    lock = take_lock(lock_path(build.path))
+    if lock is None:
+        raise UsageError(f"Another process is at work on {build.label}", hint="Wait until it has finished")
+    with lock:
+        journal_path(build.path).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            build.path.rename(partial_path(build.path))
+        manifest_path(build.path).unlink(missing_ok=True)
+        partial_path(build.path).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty
         build.path.parent.rmdir()

@@ -25,7 +25,7 @@ import numpy as np
 from phi4local.errors import FormatError
 from phi4local.files import disk_full, publish, writing_to
 from quant.check import check_layout, check_rows, hash_file, hashing
-from quant.journal import Journal
+from quant.journal import Journal, journal_path, partial_path
 from quant.plan import Plan, PlannedTensor
 from quant.progress import Progress
 from quant.rows import Bytes, RowFormat, make_rows
@@ -66,25 +66,10 @@ class _Open:
     fd: int
 
 
-def partial_path(target: Path) -> Path:
-    """Where a build grows before it is whole."""
-    return target.with_name(target.name + ".partial")
-
-
-def journal_path(target: Path) -> Path:
-    """What a killed build had finished."""
-    return target.with_name(target.name + ".journal")
-
-
 def fingerprint(plan: Plan) -> str:
     """What must be equal for a half-done file to be continued: the layout, the source's files, the quantizer."""
     engine = importlib.metadata.version("llama-cpp-python")
     return hashlib.sha256(plan.header + f"\n{plan.source.stamp}\n{engine}".encode()).hexdigest()
-
-
-def lock_path(target: Path) -> Path:
-    """Who holds it is the only one that makes this build."""
-    return target.with_name(target.name + ".lock")
 
 
 def check_disk(size_bytes: int, target: Path) -> None:
@@ -323,7 +308,6 @@ class _Pass:
             self.synced.result()
         facts = [{"tensor": name} for name in self.finished]
         self.finished, self.unsynced_bytes = [], 0
-        self.journal.hashes.update({fact["file"]: fact["sha256"] for fact in more})
         self.synced = self.syncer.submit(self._sync, [*facts, *more])
 
     def _sync(self, facts: list[dict[str, str]]) -> None:

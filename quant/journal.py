@@ -18,6 +18,21 @@ from phi4local.files import sync_folder
 _LIMIT_BYTES = 16 << 20  # a line for each tensor and shard needs a hundredth of it
 
 
+def partial_path(target: Path) -> Path:
+    """Where a build grows before it is whole."""
+    return target.with_name(target.name + ".partial")
+
+
+def journal_path(target: Path) -> Path:
+    """What a killed build had finished."""
+    return target.with_name(target.name + ".journal")
+
+
+def lock_path(target: Path) -> Path:
+    """Who holds it is the only one that makes this build."""
+    return target.with_name(target.name + ".lock")
+
+
 class Journal:
     """An open journal; its build's lock is held by the caller.
 
@@ -45,16 +60,16 @@ class Journal:
 
     def forget(self, tensors: Iterable[str]) -> None:
         """Tensors that turned out not to count."""
-        finished, hashes = self.finished.difference(tensors), dict(self.hashes)
-        if finished != self.finished:
-            self.restart()
-            self.finished, self.hashes = finished, hashes
-            tensor_facts = ({"tensor": name} for name in sorted(finished))
-            self.append(*tensor_facts, *({"file": name, "sha256": value} for name, value in hashes.items()))
+        finished, hashes, notes = self.finished.difference(tensors), dict(self.hashes), dict(self.notes)
+        if finished == self.finished:
+            return
+        self.restart()
+        facts = [{"tensor": name} for name in sorted(finished)]
+        facts += [{"file": name, "sha256": value} for name, value in hashes.items()]
+        self.append(*facts, *({"note": name, "value": value} for name, value in notes.items()))
 
     def note(self, name: str, value: str) -> None:
         """Remember something else."""
-        self.notes[name] = value
         self.append({"note": name, "value": value})
 
     def _read(self) -> bool:
@@ -63,15 +78,18 @@ class Journal:
         facts = [_fact(line) for line in lines]
         if not facts or facts[0] != {"fingerprint": self._fingerprint}:
             return False
-        for fact in facts[1:]:
+        self._take(facts[1:])
+        os.ftruncate(self._fd, sum(len(line) + 1 for line in lines))
+        return True
+
+    def _take(self, facts: Iterable[dict[str, str]]) -> None:
+        for fact in facts:
             if "tensor" in fact:
                 self.finished.add(fact["tensor"])
             elif "file" in fact and "sha256" in fact:
                 self.hashes[fact["file"]] = fact["sha256"]
             elif "note" in fact and "value" in fact:
                 self.notes[fact["note"]] = fact["value"]
-        os.ftruncate(self._fd, sum(len(line) + 1 for line in lines))
-        return True
 
     def append(self, *facts: dict[str, str]) -> None:
         """Add facts and make them durable."""
@@ -80,6 +98,7 @@ class Journal:
         while data:
             data = data[os.write(self._fd, data) :]
         os.fsync(self._fd)
+        self._take(facts)
 
     def close(self) -> None:
         os.close(self._fd)

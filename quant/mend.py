@@ -6,14 +6,17 @@ towards the end by a multiple of the alignment; their offsets in the table count
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 
 from phi4local.errors import FormatError
 from quant.gguf import Header, align
-from quant.repair import END_OF_TEXT, END_OF_TURN, PADDING, Repair, repair_tokenizer
+from quant.repair import END_OF_TEXT, END_OF_TURN, PADDING, PHI4_TEMPLATE, Repair, repair_tokenizer
 from quant.tokenizer import Tokenizer
 
+# What a half-done download must agree on with the program that goes on with it.
+VERSION = hashlib.sha256(PHI4_TEMPLATE.encode()).hexdigest()[:8]
 _KINDS = {"eos": "tokenizer.ggml.eos_token_id", "pad": "tokenizer.ggml.padding_token_id"}
 _TEMPLATE = "tokenizer.chat_template"
 _FILLER = "phi4local.filler"  # spaces that keep the tensors where they are

@@ -173,7 +173,8 @@ def _record(name: str, entry: Any, data_offset: int, path: Path) -> Record:
         raise FormatError(f"The data_offsets of {where} are not a range")
     size_bytes = math.prod(shape) * item_bytes
     if offsets[1] - offsets[0] != size_bytes:
-        raise FormatError(f"The range of {where} has {offsets[1] - offsets[0]} bytes; its shape needs {size_bytes}")
+        problem = f"has {offsets[1] - offsets[0]} bytes; its shape needs {size_bytes}"
+        raise FormatError(f"The range of {where} {problem}", hint="Download it again")
     return Record(name, str(dtype), tuple(shape), data_offset + offsets[0], size_bytes)
 
 

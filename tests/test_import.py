@@ -21,7 +21,7 @@ from phi4local.errors import FormatError, NotFound, UsageError
 from phi4local.files import take_lock
 from phi4local.foreign import place
 from phi4local.store import builds, find, read_manifest, remove
-from quant.convert import lock_path
+from quant.journal import lock_path
 from tests import shapes
 from tests.checkpoints import write_checkpoint
 from tests.foreign import COMMIT, cached, ollama, own_home, sha256, write_nano

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from phi4local.actions.prune import Pruned, prune
 from phi4local.files import take_lock
 from phi4local.settings import nano_folder
 from phi4local.store import builds, find, manifest_path
-from quant.convert import lock_path, partial_path
+from quant.journal import lock_path, partial_path
 from tests import shapes
 from tests.checkpoints import write_checkpoint
 from tests.foreign import sha256
@@ -75,6 +76,7 @@ def test_an_empty_store(home: Path) -> None:
         "freed_bytes": 0,
         "removed": [],
         "busy": [],
+        "unlisted": [],
         "kept_sources_bytes": 0,
         "dry_run": False,
     }
@@ -117,11 +119,9 @@ def test_a_killed_build_is_freed_to_the_last_byte(weights: Path, home: Path) -> 
     assert landed
 
 
-@pytest.mark.parametrize("kind", ["file", "manifest", "link", "folder"])
+@pytest.mark.parametrize("kind", ["manifest", "link", "folder"])
 def test_halves_of_a_build(kind: str, target: Path, tmp_path: Path) -> None:
-    if kind == "file":
-        target.write_bytes(b"GGUF" * 5000)
-    elif kind == "manifest":
+    if kind == "manifest":
         manifest_path(target).write_text("{}")
     elif kind == "link":
         target.symlink_to(tmp_path / "gone.gguf")
@@ -129,6 +129,16 @@ def test_halves_of_a_build(kind: str, target: Path, tmp_path: Path) -> None:
     pruned = prune(sources=False, dry_run=False)
     assert pruned.removed
     assert not os.path.lexists(target.parent)
+
+
+def test_a_file_without_a_manifest_may_be_the_users(target: Path, home: Path) -> None:
+    target.write_bytes(b"GGUF" * 5000)
+    pruned = prune(sources=False, dry_run=False)
+    assert (pruned.removed, pruned.unlisted) == ((), (target,))
+    assert target.exists()
+    assert str(target) in phi4local("prune").stderr
+    result = phi4local("verify", "--json")
+    assert (result.returncode, [one["path"] for one in json.loads(result.stdout)["damaged"]]) == (5, [str(target)])
 
 
 def test_what_is_not_ours_to_judge_stays(target: Path, home: Path) -> None:
@@ -204,10 +214,10 @@ def test_an_imported_file_is_never_the_price(tmp_path: Path, home: Path) -> None
     finish(adopt(path, "mine:x"))
     imported = find("mine").path
     assert prune(sources=False, dry_run=False).removed == ()
-    manifest_path(imported).unlink()  # as a `remove` that was killed leaves it
+    imported.rename(partial_path(imported))  # as a `remove` that was killed leaves it
     pruned = prune(sources=False, dry_run=False)
-    assert removed(pruned, home / "models") == {"mine/mine-x.gguf", "mine"}
-    assert pruned.freed_bytes == 0
+    assert removed(pruned, home / "models") == {"mine/mine-x.gguf.partial", "mine/mine-x.gguf.manifest.json", "mine"}
+    assert pruned.freed_bytes < 10_000  # the manifest's
     assert sha256(path) == made["sha256"]
 
 
@@ -235,11 +245,11 @@ def test_killed_in_the_middle(target: Path, home: Path) -> None:
         for build in range(60):
             path = target.with_name(f"phi-4-{build}.gguf")
             path.parent.mkdir(exist_ok=True)
-            for suffix in (*LEFT, ""):
+            for suffix in LEFT:
                 path.with_name(path.name + suffix).write_bytes(b"x" * 1000)
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 30
-        while len(list(target.parent.glob("*"))) > 290 - 30 * number and time.monotonic() < until:
+        while len(list(target.parent.glob("*"))) > 230 - 25 * number and time.monotonic() < until:
             pass
         child.kill()
         child.wait()

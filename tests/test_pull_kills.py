@@ -114,10 +114,18 @@ def _shards(root: Path) -> Arrived:
         journal = user.target.with_name(FILE + ".journal")
         lines = journal.read_text(errors="replace").splitlines()[1:] if journal.exists() else []
         done = {fact.get("file") for fact in map(_fact, lines)}
-        found = {path.name: path.stat().st_size for path in user.target.parent.glob("*.source/*/*/*.safetensors")}
+        found = {path.name: grown_bytes(path) for path in user.target.parent.glob("*.source/*/*/*.safetensors")}
         return sum(size if name in done else found.get(name, 0) for name, size in sizes.items())
 
     return arrived
+
+
+def grown_bytes(path: Path) -> int:
+    """The size of a file that may be dropped at this moment."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _fact(line: str) -> dict[str, str]:

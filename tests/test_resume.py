@@ -20,9 +20,9 @@ import pytest
 
 from phi4local.actions.quantize import quantize
 from phi4local.errors import FormatError, InsufficientResources, UsageError
-from quant.convert import convert, journal_path, partial_path
+from quant.convert import convert
 from quant.gguf import read_header
-from quant.journal import Journal
+from quant.journal import Journal, journal_path, partial_path
 from tests import shapes
 from tests.checkpoints import write_checkpoint
 from tests.running import finish, json_of, make, phi4local, plan, start

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi4local import __version__
-from phi4local.actions.pull import OFFICIAL, READY, bits_per_weight
+from phi4local.actions.choice import OFFICIAL, READY
+from phi4local.actions.pull import bits_per_weight
 from phi4local.catalog import find_model, models, slug
 from phi4local.errors import FormatError, NotFound, UsageError
 from phi4local.files import publish, take_lock
@@ -26,9 +27,9 @@ from phi4local.settings import models_folder
 from phi4local.store import Build, Manifest, build_path, builds, is_there, read_manifest, write_manifest
 from quant.check import hashing
 from quant.config import Config
-from quant.convert import lock_path
 from quant.ggml import BUILDS
 from quant.gguf import Header
+from quant.journal import lock_path
 from quant.mend import find_repairs
 from quant.metadata import config_of
 from quant.progress import Progress

@@ -16,6 +16,7 @@ from phi4local.hub.arrival import Shards, wrong_bytes
 from phi4local.hub.fetch import Fetch
 from phi4local.hub.repository import RemoteFile, Snapshot
 from quant.convert import Built, convert
+from quant.journal import partial_path
 from quant.plan import Plan, check_build_name, make_plan
 from quant.progress import Progress
 from quant.safetensors import INDEX_NAME, SINGLE_NAME, shard_names
@@ -54,6 +55,9 @@ def plan_official(
             if other.name != snapshot.revision:
                 shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "tokenizer.json"):
+        if name not in snapshot.files:
+            raise NotFound(f"{snapshot.repository} has no `{name}`", hint="It holds no weights that can be built here")
     small = [snapshot.files[name] for name in SMALL_FILES if name in snapshot.files]
     with writing_to(folder, sum(file.bytes for file in small)):
         received = 0
@@ -123,17 +127,20 @@ def check_room(planned: Planned, target: Path) -> None:
     kept = planned.shards.keeps
     most = sum(sizes) if kept else max(map(sum, zip(sizes, [*sizes[1:], 0], strict=True)))
     here = sum(path.stat().st_blocks * 512 for path in planned.folder.glob("*.safetensors"))
-    partial = target.with_name(target.name + ".partial")
+    partial = partial_path(target)
     here += partial.stat().st_blocks * 512 if partial.exists() else 0
     needed = int((planned.plan.size_bytes + most) * _DISK_MARGIN) - here
-    if needed > shutil.disk_usage(target.parent).free:
-        raise disk_full(target.parent, needed)
+    if needed > shutil.disk_usage(planned.folder).free:
+        raise disk_full(planned.folder, needed)
 
 
 def build_official(
     planned: Planned, target: Path, *, threads: int, certify: Callable[[Built], None]
 ) -> Generator[Progress, None, Built]:
-    """Quantize what arrives; closing the generator stops both halves, and the same call goes on later."""
+    """Quantize what arrives; closing the generator stops both halves, and the same call goes on later.
+
+    (DownloadError, FormatError, InsufficientResources)
+    """
     shards = planned.shards
     total = sum(shards.sizes.values())
     work = convert(planned.plan, target, threads=threads, certify=certify)

@@ -18,8 +18,8 @@ from phi4local.actions.official import source_folder
 from phi4local.actions.ready import header_copy
 from phi4local.files import take_lock
 from phi4local.settings import models_folder, sources_folder, state_folder
-from phi4local.store import manifest_path
-from quant.convert import journal_path, lock_path, partial_path
+from phi4local.store import manifest_path, unlisted_files
+from quant.journal import journal_path, lock_path, partial_path
 
 _PARTS = (journal_path, header_copy, partial_path, source_folder)  # in the order in which they go
 _TEMPORARY = ".*.tmp"
@@ -36,10 +36,11 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was freed; `busy` is what was left alone because another process is at work on it."""
+    """What was freed; `busy` was left alone because another process is at work on it, `unlisted` are GGUFs unknown."""
 
     removed: tuple[Removed, ...]
     busy: tuple[Path, ...]
+    unlisted: tuple[Path, ...]
     kept_sources_bytes: int
 
     @property
@@ -60,10 +61,13 @@ def prune(*, sources: bool, dry_run: bool) -> Pruned:
     if sources and sweep.busy and kept.exists():  # who is at work may be reading them
         sweep.busy.append(kept)
     elif sources:
+        for path in sorted(kept.glob("*/*")):
+            if path.is_dir():
+                sweep.kept(path)
         for path in sorted(kept.glob("*")):
-            sweep.delete(path)
+            sweep.folder(path)
     stays = 0 if sources and kept not in sweep.busy else _disk_bytes(kept)
-    return Pruned(tuple(sweep.removed), tuple(sweep.busy), stays)
+    return Pruned(tuple(sweep.removed), tuple(sweep.busy), tuple(unlisted_files()), stays)
 
 
 class _Sweep:
@@ -84,7 +88,7 @@ class _Sweep:
         if all(_is_free(lock) for lock in folder.glob("*.lock")):
             for path in filter(os.path.lexists, temporary):
                 self.delete(path)
-        self._folder(folder)
+        self.folder(folder)
 
     def _build(self, target: Path) -> None:
         lock = lock_path(target)
@@ -98,6 +102,14 @@ class _Sweep:
         if had_lock:
             self.removed.append(Removed(lock, 0))
 
+    def kept(self, folder: Path) -> None:
+        """Official weights that a pull may be reading."""
+        with contextlib.ExitStack() as held:
+            if not (_is_free(lock_path(folder)) if self.dry_run else _enter(held, lock_path(folder))):
+                self.busy.append(folder)
+                return
+            self.delete(folder)
+
     def delete(self, path: Path) -> None:
         size = _disk_bytes(path)
         if not self.dry_run:
@@ -107,7 +119,7 @@ class _Sweep:
                 path.unlink(missing_ok=True)
         self.removed.append(Removed(path, size))
 
-    def _folder(self, folder: Path) -> None:
+    def folder(self, folder: Path) -> None:
         """The model's own folder, when nothing else is in it."""
         gone = {one.path for one in self.removed} if self.dry_run else set()
         if folder.is_symlink() or any(path not in gone for path in folder.iterdir()):
@@ -166,8 +178,8 @@ def _leftovers(target: Path) -> list[Path]:
     """What lies there for a build and is not the finished build."""
     found = [path for path in (make(target) for make in _PARTS) if os.path.lexists(path)]
     manifest, listed = manifest_path(target), os.path.lexists(target)
-    if not os.path.lexists(manifest):
-        return [*found, target] if listed and (target.is_symlink() or target.is_file()) else found
+    if not os.path.lexists(manifest):  # no kill of ours leaves such a file; a user may have put it there
+        return found
     if not listed:
         return [*found, manifest]
     return [*found, manifest, target] if _leads_nowhere(target) else found

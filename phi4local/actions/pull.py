@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import difflib
 import math
 import shutil
 import time
@@ -14,50 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi4local import __version__
-from phi4local.actions.fit import cannot_run, fit
+from phi4local.actions.choice import OFFICIAL, READY, Choice, offline_error
 from phi4local.actions.official import Planned, build_official, check_room, plan_official, source_folder
 from phi4local.actions.quantize import cores, make_manifest
 from phi4local.actions.ready import Fetched, fetch_ready, header_copy
-from phi4local.catalog import Model, ReadyMade, find_model, models
-from phi4local.errors import DownloadError, FormatError, NotFound, UsageError
+from phi4local.catalog import ReadyMade
+from phi4local.errors import FormatError, NotFound
 from phi4local.files import Lock, publish, take_lock
+from phi4local.hub.arrival import WrongBytesError
 from phi4local.hub.repository import RemoteFile, Snapshot, is_offline, look_up
 from phi4local.settings import sources_folder
-from phi4local.store import Build, Manifest, build_path, builds, read_manifest, write_manifest
-from phi4local.units import file_size
+from phi4local.store import Build, Manifest, manifest_path, read_manifest, write_manifest
+from quant import mend
 from quant.check import hashing
-from quant.convert import Built, check_disk, journal_path, lock_path, partial_path
-from quant.ggml import BUILDS
+from quant.convert import Built, check_disk
 from quant.gguf import Header
-from quant.journal import Journal
+from quant.journal import Journal, journal_path, lock_path, partial_path
 from quant.plan import Plan
 from quant.progress import Progress
 
-READY, OFFICIAL = "ready", "official"
 _POLL_SECONDS = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What will be pulled: `ready` is the published file, None where the build is made here; `why` tells the user."""
-
-    model: Model
-    build: str
-    ready: ReadyMade | None
-    why: str
-
-    @property
-    def label(self) -> str:
-        return f"{self.model.name}:{self.build}"
-
-    @property
-    def target(self) -> Path:
-        return build_path(self.model.name, self.build)
-
-
-@dataclass(frozen=True, slots=True)
 class Pulled:
-    """A build that is here now; `plan` where it was made here; nothing received where it was here already."""
+    """A build that is here now; nothing received where it was here already."""
 
     build: Build
     received_bytes: int = 0
@@ -75,94 +55,13 @@ class Preview:
     plan: Plan | None
 
 
-def choose(label: str, source: str | None, *, offline: bool = False) -> Choice:
-    """Which build of which model from where (NotFound, UsageError, DownloadError)."""
-    title, _, build = label.partition(":")
-    model = _model(title)
-    why = ""
-    if not build:
-        if model.config is None:
-            raise cannot_run(model)
-        if offline or is_offline():
-            raise _offline(model.name)
-        look_up(model.repository, model.revision)  # without a network nothing is worth asking the engine for
-        build, why = _recommended(model)
-    build = _spelt(model, build)
-    ready = _published(model, build)
-    if source == READY and ready is None:
-        raise NotFound(
-            f"Nobody has published a GGUF {build} of {model.name}", hint=f"phi4local pull {label} --from official"
-        )
-    if source == READY or (source is None and ready and ready.is_verified and not ready.flaws):
-        return Choice(model, build, ready, why)
-    if build not in BUILDS or model.config is None:
-        return _only_ready(model, build, ready, source)
-    return Choice(model, build, None, " ".join(filter(None, (why, _why_official(ready) if source is None else ""))))
-
-
-def _model(title: str) -> Model:
-    model = find_model(title)
-    if model:
-        return model
-    near = difflib.get_close_matches(title.lower(), [model.name for model in models()], 1, 0.5)
-    known = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(model.name for model in models())}"
-    raise NotFound(f"No model called `{title}` is in the catalogue", hint=known)
-
-
-def _recommended(model: Model) -> tuple[str, str]:
-    """What `fit` would take on this machine, and why."""
-    recommendation = fit(model.name).recommendation
-    if recommendation.build is None:
-        raise UsageError(
-            f"No build of {model.name} fits here: {recommendation.why}", hint=f"phi4local fit {model.name}"
-        )
-    return recommendation.build, f"{recommendation.why}."
-
-
-def _spelt(model: Model, build: str) -> str:
-    known: dict[str, str] = {name.lower(): name for name in (*model.ready, *(BUILDS if model.config else ()))}
-    if build.lower() not in known:
-        raise UsageError(f"No build called `{build}` of {model.name}", hint=f"One of {', '.join(known.values())}")
-    return known[build.lower()]
-
-
-def _published(model: Model, build: str) -> ReadyMade | None:
-    """The best published GGUF: verified and without flaws first, then in the catalogue's order."""
-    files = [file for file in model.ready.get(build, ()) if file.is_gguf]
-    return min(files, key=lambda file: not (file.is_verified and not file.flaws), default=None)
-
-
-def _only_ready(model: Model, build: str, ready: ReadyMade | None, source: str | None) -> Choice:
-    if ready is None and build in model.ready:
-        raise UsageError(
-            f"{model.name}:{build} is an MLX build, which this version cannot run", hint=f"phi4local pull {model.name}"
-        )
-    if ready is None or source == OFFICIAL:
-        raise UsageError(f"{model.name}:{build} cannot be made here", hint=f"phi4local show {model.name}")
-    return Choice(model, build, ready, "")
-
-
-def _why_official(ready: ReadyMade | None) -> str:
-    if ready is None:
-        return "Nobody is known to have published this build; it is made here from the official weights."
-    file = f"the published file of {ready.repository}"
-    unknown = "unknown" in ready.flaws or not ready.is_verified
-    problem = f"nobody has checked {file}" if unknown else f"{file} is flawed ({', '.join(ready.flaws)})"
-    size = f" ({file_size(ready.bytes)}, mended as it arrives)" if ready.bytes else ""
-    return f"It is made here from the official weights, because {problem}; `--from ready` takes that{size}."
-
-
-def _offline(label: str) -> DownloadError:
-    name = label.partition(":")[0]
-    here = next((one.label for one in builds() if one.manifest.name == name), None)
-    known = f"`phi4local chat {here}` is here" if here else "`phi4local list` shows what is here"
-    return DownloadError(f"{label} is not here, and the network is not to be used", hint=known)
-
-
 def preview(choice: Choice, *, offline: bool = False) -> Generator[Progress, None, Preview]:
-    """What `pull` would fetch and make; of official weights the headers are fetched for it."""
+    """What `pull` would fetch and make; of official weights the headers are fetched for it, and stay for the pull.
+
+    (DownloadError, FormatError, NotFound)
+    """
     if offline or is_offline():
-        raise _offline(choice.label)
+        raise offline_error(choice.label)
     if choice.ready:
         snapshot = look_up(choice.ready.repository, choice.ready.revision)
         return Preview(snapshot.repository, snapshot.revision, (_listed(choice, choice.ready, snapshot),), None)
@@ -187,7 +86,7 @@ def pull(
         if present:
             return Pulled(present, was_here=True)
         if offline or is_offline():
-            raise _offline(choice.label)
+            raise offline_error(choice.label)
         if choice.ready:
             return (yield from _pull_ready(choice, choice.ready))
         return (yield from _pull_official(choice, keep_source))
@@ -229,14 +128,17 @@ def _pull_ready(choice: Choice, ready: ReadyMade) -> Generator[Progress, None, P
     snapshot = look_up(ready.repository, ready.revision)
     file, target = _listed(choice, ready, snapshot), choice.target
     check_disk(file.bytes, target)
-    identity = f"{ready.repository}/{file.name} {file.sha256 or file.blob} {file.bytes}"
+    identity = f"{ready.repository}/{file.name} {file.sha256 or file.blob} {file.bytes} {mend.VERSION}"
     journal = Journal(journal_path(target), identity)
     try:
+        _take_up(target, file, journal)
         try:
             fetched = yield from fetch_ready(file, snapshot.address(file), target, journal)
-        except FormatError:
+        except FormatError as error:
             partial_path(target).unlink(missing_ok=True)
-            raise
+            journal.remove()
+            named = error.message.replace(partial_path(target).name, f"{ready.repository}/{file.name}")
+            raise FormatError(named, hint=error.hint) from None
         target.unlink(missing_ok=True)
         write_manifest(target, _ready_manifest(choice, ready, snapshot, file, fetched))
         publish(partial_path(target), target)
@@ -245,6 +147,15 @@ def _pull_ready(choice: Choice, ready: ReadyMade) -> Generator[Progress, None, P
     finally:
         journal.close()
     return Pulled(Build(target, read_manifest(target)), fetched.received_bytes, fetched.resumed_bytes)
+
+
+def _take_up(target: Path, file: RemoteFile, journal: Journal) -> None:
+    """A file that has lost its manifest may be the published one: its bytes are hashed before any are fetched."""
+    lost = target.is_file() and not manifest_path(target).exists() and target.stat().st_size == file.bytes
+    if lost and not journal.notes:
+        partial_path(target).unlink(missing_ok=True)
+        partial_path(target).hardlink_to(target)
+        journal.note("begun", file.name)
 
 
 def _ready_manifest(
@@ -279,7 +190,7 @@ def bits_per_weight(header: Header) -> float:
 
 
 def _pull_official(choice: Choice, keep_source: bool) -> Generator[Progress, None, Pulled]:
-    snapshot = look_up(choice.model.repository, choice.model.revision)
+    snapshot = _official_snapshot(choice)
     kept = sources_folder() / snapshot.revision / snapshot.repository.split("/")[1]
     if not (keep_source or kept.is_dir()):
         return (yield from _build_official(choice, snapshot, None))
@@ -287,7 +198,26 @@ def _pull_official(choice: Choice, keep_source: bool) -> Generator[Progress, Non
         return (yield from _build_official(choice, snapshot, kept))
 
 
+def _official_snapshot(choice: Choice) -> Snapshot:
+    """The pinned commit; without one the commit that an earlier run of this pull has begun with, else the newest."""
+    revision = choice.model.revision
+    begun = [path.name for path in source_folder(choice.target).glob("*")] if revision is None else []
+    if len(begun) == 1:
+        with contextlib.suppress(NotFound):
+            return look_up(choice.model.repository, begun[0])
+    return look_up(choice.model.repository, revision)
+
+
 def _build_official(choice: Choice, snapshot: Snapshot, keep: Path | None) -> Generator[Progress, None, Pulled]:
+    try:
+        return (yield from _build_once(choice, snapshot, keep))
+    except WrongBytesError as error:
+        if not error.earlier_bytes:
+            raise
+    return (yield from _build_once(choice, snapshot, keep))  # what lay there from before was not what it seemed
+
+
+def _build_once(choice: Choice, snapshot: Snapshot, keep: Path | None) -> Generator[Progress, None, Pulled]:
     target = choice.target
     planned = yield from plan_official(snapshot, choice.build, target, keep=keep)
     with contextlib.closing(planned.shards):

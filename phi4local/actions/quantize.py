@@ -14,7 +14,8 @@ from phi4local.catalog import model_name, origin
 from phi4local.errors import FormatError, NotFound, UsageError
 from phi4local.files import take_lock
 from phi4local.store import Build, Manifest, build_path, read_manifest, write_manifest
-from quant.convert import Built, convert, fingerprint, lock_path
+from quant.convert import Built, convert, fingerprint
+from quant.journal import lock_path
 from quant.plan import Plan, check_build_name, make_plan
 from quant.progress import Progress
 from quant.source import read_source, source_files

@@ -26,9 +26,8 @@ from phi4local.hub.body import Address
 from phi4local.hub.fetch import Fetch
 from phi4local.hub.repository import RemoteFile
 from quant.check import hashing
-from quant.convert import partial_path
 from quant.gguf import Header, IncompleteError, read_header
-from quant.journal import Journal
+from quant.journal import Journal, partial_path
 from quant.mend import Mended, find_repairs, mend
 from quant.progress import Progress
 from quant.repair import Repair
@@ -250,7 +249,12 @@ def _mend(file: RemoteFile, target: Path, journal: Journal, got: str) -> Generat
         journal.note("whole", got)
     yield Progress("mend", 0, 0)
     mended = _mended(read_header(copy, file.bytes), copy)
-    assert mended
+    if mended is None or partial.stat().st_size != file.bytes + mended.shift_bytes:
+        _begin(file, partial, journal)
+        raise FormatError(
+            f"What an earlier run has left of `{file.name}` is not what this version makes of it; it was removed",
+            hint="Run the same command again",
+        )
     with partial.open("r+b") as out:
         out.write(mended.header)
         out.flush()

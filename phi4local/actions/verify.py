@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi4local.errors import FormatError
-from phi4local.store import find, is_there, manifest_files, read_manifest
+from phi4local.store import find, is_there, manifest_files, read_manifest, unlisted_files
 from quant.check import hashing
 from quant.progress import Progress
 
@@ -32,18 +32,20 @@ class Verdict:
 
 def verify(label: str | None) -> Generator[Progress, None, Verdict]:
     """Hash one build (a name, or the path of a file with a manifest), or all of them."""
+    lost: list[Damage] = []
     if label is None:
         paths = list(manifest_files())
+        lost = [Damage(path, None, None, "it has no manifest, so it is no build") for path in unlisted_files()]
     elif label.endswith(".gguf"):
         paths = [Path(label)]
     else:
         paths = [find(label, missing=True).path]
-    damaged = []
+    damaged = list(lost)
     for path in paths:
         damage = yield from _check(path)
         if damage:
             damaged.append(damage)
-    return Verdict(len(paths), tuple(damaged))
+    return Verdict(len(paths) + len(lost), tuple(damaged))
 
 
 def _check(path: Path) -> Generator[Progress, None, Damage | None]:

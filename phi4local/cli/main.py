@@ -28,7 +28,7 @@ COMMANDS = {
     "chat": "talk to a model in the terminal",
     "bench": "how fast a build is on this machine, against what was predicted",
     "list": "the builds that are here",
-    "show": "what a build is made of",
+    "show": "what a model is for, or what a build is made of",
     "verify": "whether builds are undamaged",
     "remove": "delete a build",
     "prune": "free what no finished build needs",

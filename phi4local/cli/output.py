@@ -25,6 +25,7 @@ class Bar(NamedTuple):
     done: int
     total: int
     note: str = ""
+    is_told: bool = False  # also where there is no terminal
 
 
 def emit_json(value: Any) -> None:
@@ -86,7 +87,7 @@ def with_progress(
     A bar begins where the work is when it is first heard of, so that rate and time left are those of this run.
     """
     if not sys.stderr.isatty():
-        return _drain(work)
+        return _drain(work, describe)
     from rich import progress
     from rich.console import Console
 
@@ -120,10 +121,14 @@ def with_progress(
             work.close()
 
 
-def _drain(work: Generator[Event, None, Result]) -> Result:
+def _drain(work: Generator[Event, None, Result], describe: Callable[[Event], Bar]) -> Result:
+    told = None
     try:
         while True:
-            next(work)
+            bar = describe(next(work))
+            if bar.is_told and bar.what != told:
+                told = bar.what
+                say(told)
     except StopIteration as stop:
         result: Result = stop.value
         return result

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
                 "freed_bytes": pruned.freed_bytes,
                 "removed": [{"path": str(one.path.absolute()), "bytes": one.bytes} for one in pruned.removed],
                 "busy": [str(path.absolute()) for path in pruned.busy],
+                "unlisted": [str(path.absolute()) for path in pruned.unlisted],
                 "kept_sources_bytes": pruned.kept_sources_bytes,
                 "dry_run": args.dry_run,
             }
@@ -40,6 +41,8 @@ def _show(pruned: Pruned, dry_run: bool) -> None:
         output.table(("SIZE", "FILE"), rows, right=(0,))
     for path in pruned.busy:
         output.say(f"Left alone, since another process is at work on it: {path}")
+    for path in pruned.unlisted:
+        output.say(f"Left alone, since it may be yours; it is no build: {path}")
     if pruned.kept_sources_bytes:
         kept = file_size(pruned.kept_sources_bytes)
         output.say(f"{kept} of official weights are kept; `phi4local prune --sources` deletes them")

@@ -6,7 +6,8 @@ import argparse
 import time
 from typing import Any
 
-from phi4local.actions.pull import OFFICIAL, READY, Choice, Preview, Pulled, choose, preview, pull
+from phi4local.actions.choice import OFFICIAL, READY, Choice, choose
+from phi4local.actions.pull import Preview, Pulled, preview, pull
 from phi4local.cli import output
 from phi4local.cli.quantize import describe, manifest_json, plan_json, show_manifest, show_plan
 from phi4local.units import duration, file_size
@@ -22,7 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a published file, or the official weights (default: a published file that is verified and unflawed)",
     )
     parser.add_argument("--keep-source", action="store_true", help="keep the official weights, too")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be fetched and made")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be fetched and made (the headers are kept)"
+    )
     parser.add_argument("--offline", action="store_true", help="use only what is here, no network")
     parser.add_argument("--json", action="store_true", help="print one JSON value")
 
@@ -30,13 +33,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Choose, then pull unless only the plan is wanted."""
     choice = choose(args.name, args.source, offline=args.offline)
-    if choice.why:
+    is_new = not choice.target.exists()
+    if choice.why and (is_new or args.dry_run):
         output.say(choice.why)
     if args.dry_run:
         _show(choice, output.with_progress(preview(choice, offline=args.offline), describe), as_json=args.json)
         return 0
     origin = choice.ready.repository if choice.ready else f"{choice.model.repository}, built as it arrives"
-    output.say(f"Pulling {choice.label} from {origin}")
+    if is_new and not args.offline:
+        output.say(f"Pulling {choice.label} from {origin}")
     start = time.monotonic()
     work = pull(choice, args.source, keep_source=args.keep_source, offline=args.offline)
     try:

@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(event: Progress) -> output.Bar:
     """A progress event as a bar."""
-    return output.Bar(_STAGES[event.stage], event.done_bytes, event.total_bytes, event.note)
+    told = event.stage == "wait"
+    return output.Bar(_STAGES[event.stage], event.done_bytes, event.total_bytes, event.note, told)
 
 
 def result_json(build: Build, built: Built | None, seconds: float) -> dict[str, Any]:

@@ -55,6 +55,8 @@ def _show_build(build: Build, model: Model | None, *, as_json: bool) -> None:
         return
     about = [*_list("For", [model.purpose]), *_list("Weak at", model.weaknesses)] if model and model.purpose else []
     show_manifest(build, [*describe(load, benchmarks), *about])
+    if model:
+        _show_published(model)
 
 
 def _facts(model: Model) -> dict[str, Any]:
@@ -65,9 +67,8 @@ def _facts(model: Model) -> dict[str, Any]:
 
 
 def _show_model(model: Model, here: list[Build], *, as_json: bool) -> None:
-    published = [(build, file) for build, files in model.ready.items() for file in files]
     if as_json:
-        ready = [{"build": build} | _published(file) for build, file in published]
+        ready = [{"build": build} | _published(file) for build, file in _files(model)]
         output.emit_json(_facts(model) | {"builds": [build.label for build in here], "ready_made": ready})
         return
     size = f"{model.parameters / 1e9:.1f} billion parameters" if model.parameters else "size not known"
@@ -93,12 +94,20 @@ def _show_model(model: Model, here: list[Build], *, as_json: bool) -> None:
             ("Here", ", ".join(build.label for build in here) or "no build yet"),
         ]
     )
-    if published:
+    _show_published(model)
+    if model.config:
+        output.say(f"\n`phi4local pull {model.name}` takes the build that suits this machine")
+
+
+def _files(model: Model) -> list[tuple[str, ReadyMade]]:
+    return [(build, file) for build, files in model.ready.items() for file in files]
+
+
+def _show_published(model: Model) -> None:
+    if published := _files(model):
         output.heading("Published builds")
         rows = [(build, _size(file), ", ".join(file.flaws) or "none", _place(file)) for build, file in published]
         output.table(("BUILD", "SIZE", "FLAWS", "FROM"), rows, right=(1,))
-    if model.config:
-        output.say(f"\n`phi4local pull {model.name}` takes the build that suits this machine")
 
 
 def _list(name: str, lines: tuple[str, ...] | list[str]) -> list[tuple[str, str]]:

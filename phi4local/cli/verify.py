@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from phi4local.actions.verify import verify
+from phi4local.catalog import find_model
 from phi4local.cli import output
 from phi4local.errors import FormatError
 from quant.progress import Progress
@@ -32,10 +34,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         for damage in verdict.damaged:
             output.say(f"damaged: {damage.path}: {damage.problem}")
-        if verdict.damaged:
-            output.say("hint: `phi4local pull NAME:BUILD` gets a damaged build again")
+            output.say(f"hint: {_again(damage.path)}")
         output.say(f"{verdict.checked} checked, {len(verdict.damaged)} damaged")
     return FormatError.exit_code if verdict.damaged else 0
+
+
+def _again(path: Path) -> str:
+    """How a build of the store is had again."""
+    name = path.parent.name
+    build = path.stem.removeprefix(f"{name}-")
+    if find_model(name):
+        return f"phi4local pull {name}:{build}"
+    return f"phi4local quantize FOLDER --to {build} --force"
 
 
 def _describe(event: Progress) -> output.Bar:

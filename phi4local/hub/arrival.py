@@ -16,7 +16,7 @@ from phi4local.hub.fetch import Fetch
 from phi4local.hub.repository import RemoteFile, Snapshot
 from quant.safetensors import HEADER_LIMIT_BYTES, read_shard
 
-_MOMENT_SECONDS = 0.5
+_MOMENT_SECONDS, _STOP_SECONDS = 0.5, 2.0
 _BEGINNING_BYTES = 1 << 16  # holds the header of every published shard
 
 
@@ -31,9 +31,10 @@ class Shards:
         self._snapshot, self._folder = snapshot, folder
         self._files = {file.name: file for file in files}
         self._here = {file.name: self._length(file) for file in files}
+        self._earlier = dict(self._here)
         self._released = 0
         self._error: BaseException | None = None
-        self._stopped = False
+        self._stopped = threading.Event()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._fetch: Fetch | None = None
@@ -71,6 +72,8 @@ class Shards:
         self._fetch = Fetch(self._snapshot.address(self._files[name]))
         with (self._folder / name).open("ab", buffering=0) as file:
             for data in self._fetch.chunks(self._here[name], end):
+                if self._stopped.is_set():
+                    return
                 _write(file.fileno(), data)
                 self.received_bytes += len(data)
                 with self._changed:
@@ -79,9 +82,10 @@ class Shards:
                 yield self._fetch.trouble
 
     def drop_beginnings(self) -> None:
-        """The headers make no sense: shards that cannot be read are fetched again next time, else all of them."""
+        """The headers make no sense: those that may be damaged are fetched again next time."""
         unreadable = [name for name in self.sizes if not self._is_readable(name)]
-        for name in unreadable or self.sizes:
+        young = [name for name in self.sizes if self._here[name] <= _BEGINNING_BYTES]
+        for name in unreadable or young:
             (self._folder / name).unlink(missing_ok=True)
 
     def _is_readable(self, name: str) -> bool:
@@ -104,11 +108,12 @@ class Shards:
         try:
             for number, name in enumerate(names):
                 with self._changed:
-                    while number > self._released + 1 and not self._stopped:
+                    while number > self._released + 1 and not self._stopped.is_set():
                         self._changed.wait()
+                if self._stopped.is_set():
+                    return
                 for _ in self._fetch_to(name, self.sizes[name]):
-                    if self._stopped:
-                        return
+                    pass
         except BaseException as error:  # noqa: BLE001  raised again by who waits
             with self._changed:
                 self._error = error
@@ -127,7 +132,7 @@ class Shards:
         expected = self._files[name].sha256
         if sha256 != expected:
             (self._folder / name).unlink()
-            raise wrong_bytes(name, expected or "", sha256)
+            raise wrong_bytes(name, expected or "", sha256, earlier_bytes=self._earlier[name])
 
     def release(self, name: str) -> None:
         if not self.keeps:
@@ -139,12 +144,12 @@ class Shards:
     def close(self) -> None:
         """Stop fetching; what has arrived stays."""
         with self._changed:
-            self._stopped = True
+            self._stopped.set()
             self._changed.notify_all()
         if self._fetch:
             self._fetch.stop()
         if self._thread:
-            self._thread.join()
+            self._thread.join(_STOP_SECONDS)  # it may be connecting to a server that does not answer
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -153,9 +158,17 @@ def _write(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def wrong_bytes(name: str, expected: str, got: str) -> FormatError:
-    """A file is not the published one."""
-    return FormatError(
+class WrongBytesError(FormatError):
+    """A file is not the published one; `earlier_bytes` of it had been here before this run."""
+
+    earlier_bytes = 0
+
+
+def wrong_bytes(name: str, expected: str, got: str, *, earlier_bytes: int = 0) -> WrongBytesError:
+    """The error that names the file and both hashes."""
+    error = WrongBytesError(
         f"`{name}` has other bytes than the hub lists: expected sha256 {expected}, got {got}; it was removed",
         hint="Run the same command again; if it happens twice, something between here and the hub changes files",
     )
+    error.earlier_bytes = earlier_bytes
+    return error

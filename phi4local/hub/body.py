@@ -14,6 +14,7 @@ import ssl
 import time
 import urllib.request
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
@@ -71,22 +72,26 @@ class Body:
             self._since, self._arrived = now, 0
         return data
 
-    def interrupt(self) -> None:
-        """Let a `read` in another thread fail now."""
-        with contextlib.suppress(OSError, AttributeError):  # it may close the connection at the same moment
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
-
     def close(self) -> None:
         """End the connection."""
         self._response.close()
         self._connection.close()
 
 
-def open_body(address: Address, start: int, end: int) -> Body:
-    """Ask for the bytes of a file from `start` up to `end` (TransientError, DownloadError, NotFound)."""
+def interrupt(connection: http.client.HTTPConnection) -> None:
+    """Let what waits for this connection in another thread fail now."""
+    with contextlib.suppress(OSError, AttributeError):  # it may be closed at the same moment
+        connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def open_body(address: Address, start: int, end: int, connected: Callable[[http.client.HTTPConnection], None]) -> Body:
+    """Ask for the bytes of a file from `start` up to `end` (TransientError, DownloadError, NotFound).
+
+    `connected` is told each connection, so that another thread can interrupt it.
+    """
     url, span = address.endpoint + address.path, range(start, end)
     for _ in range(_MOST_REDIRECTS):
-        connection, response = _request(url, address, span)
+        connection, response = _request(url, address, span, connected)
         try:
             if response.status not in REDIRECT:
                 return Body(connection, response, _skipped(url, response, address, span))
@@ -101,7 +106,9 @@ def open_body(address: Address, start: int, end: int) -> Body:
 ELSEWHERE = "Check HF_ENDPOINT, and whether this network lets the hub through"
 
 
-def _request(url: str, address: Address, span: range) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+def _request(
+    url: str, address: Address, span: range, connected: Callable[[http.client.HTTPConnection], None]
+) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
     headers = {"Accept-Encoding": "identity", "User-Agent": "phi4local", "Connection": "close"}
     if len(span) < address.size_bytes:
         headers["Range"] = f"bytes={span.start}-{span.stop - 1 if span.stop < address.size_bytes else ''}"
@@ -110,17 +117,14 @@ def _request(url: str, address: Address, span: range) -> tuple[http.client.HTTPC
     parts = urlsplit(url)
     connection, target, known = _connection(parts, address.timeout_seconds)
     try:
-        return connection, _answer(connection, target, headers | known)
+        connection.connect()
+        connected(connection)
+        _narrow(connection.sock)
+        connection.request("GET", target, headers=headers | known)
+        return connection, connection.getresponse()
     except (OSError, http.client.HTTPException, ValueError) as error:
         connection.close()
         raise _translated(error, parts.hostname or "") from None
-
-
-def _answer(connection: http.client.HTTPConnection, target: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    connection.connect()
-    _narrow(connection.sock)
-    connection.request("GET", target, headers=headers)
-    return connection.getresponse()
 
 
 def _translated(error: Exception, host: str) -> Exception:
@@ -216,7 +220,7 @@ def _refuse(url: str, status: int, headers: dict[str, str], address: Address) ->
     if status in (401, 403):
         raise DownloadError(f"The hub does not give `{address.name}` to everybody", hint=hint_for_access(code))
     if status == 404:
-        raise NotFound(f"The hub has no `{address.name}`", hint="`phi4local show NAME` lists what there is")
+        raise NotFound(f"The hub has no `{address.name}`", hint="It may have moved; try again later")
     if status == 416:
         raise TransientError(f"The server has less of `{address.name}` than the hub lists")
     raise DownloadError(f"The hub answered {status} for `{address.name}`", hint=ELSEWHERE)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from http.client import HTTPConnection
 
-from phi4local.hub.body import Address, Body, open_body
+from phi4local.hub.body import Address, Body, interrupt, open_body
 from phi4local.hub.trouble import Retries, TransientError
 
 
@@ -17,6 +18,7 @@ class Fetch:
         self.trouble = ""
         self.received_bytes = 0
         self._body: Body | None = None
+        self._connection: HTTPConnection | None = None
         self._stopped = threading.Event()
 
     def chunks(self, start: int, end: int | None = None) -> Iterator[bytes]:
@@ -28,7 +30,7 @@ class Fetch:
         retries = Retries()
         while position < end:
             try:
-                self._body = open_body(self.address, position, end)
+                self._body = open_body(self.address, position, end, self._connected)
                 while position < end:
                     data = self._body.read(end - position)
                     position += len(data)
@@ -55,5 +57,10 @@ class Fetch:
     def stop(self) -> None:
         """Let a thread that walks `chunks` come to its end."""
         self._stopped.set()
-        if body := self._body:
-            body.interrupt()
+        if connection := self._connection:
+            interrupt(connection)
+
+    def _connected(self, connection: HTTPConnection) -> None:
+        self._connection = connection
+        if self._stopped.is_set():
+            interrupt(connection)

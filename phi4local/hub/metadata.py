@@ -18,6 +18,7 @@ from phi4local.printing import printable
 _ANSWER_LIMIT_BYTES = 4_000_000  # a thousand files, the most that a page has, need an eighth of it
 _MOST_ANSWERS = 50
 _DEADLINE_SECONDS = 60.0
+_LONGEST_WAIT_SECONDS = 20.0  # nobody is told of this waiting
 
 
 @contextlib.contextmanager
@@ -58,7 +59,7 @@ class _Transport(httpx2.BaseTransport):
             try:
                 return self._ask(request)
             except TransientError as error:
-                for _ in retries.pause(error):
+                for _ in retries.pause(error, _LONGEST_WAIT_SECONDS):
                     pass
 
     def _ask(self, request: httpx2.Request) -> httpx2.Response:

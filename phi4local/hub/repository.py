@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from phi4local.errors import DownloadError, NotFound, Phi4LocalError, UsageError
 from phi4local.hub.body import ELSEWHERE, Address, hint_for_access
@@ -55,7 +56,7 @@ class Snapshot:
         if name not in self.files:
             raise NotFound(
                 f"{self.repository} has no file `{printable(name)}` at {self.revision[:12]}",
-                hint="`phi4local show NAME` lists what there is",
+                hint="It may have moved; with `--from official` the build is made here",
             )
         return self.files[name]
 
@@ -65,8 +66,34 @@ class Snapshot:
         return Address(self.endpoint, path, file.name, file.bytes, self.token, self.timeout_seconds)
 
 
+def check_environment() -> None:
+    """Refuse settings that huggingface_hub would fail on when it is imported (UsageError)."""
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        text = os.environ.get(name)
+        if text and not (text.isascii() and text.isdigit() and 0 < int(text[:9]) <= 3600):
+            raise UsageError(f"{name} is `{printable(text)}`, not a number of seconds", hint=f"unset {name}")
+    certificates = os.environ.get("SSL_CERT_FILE")
+    if certificates and not os.path.isfile(certificates):  # noqa: PTH113  never raises
+        raise UsageError(f"SSL_CERT_FILE names no file: `{printable(certificates)}`", hint="unset SSL_CERT_FILE")
+    endpoint = os.environ.get("HF_ENDPOINT")
+    if endpoint == "":
+        del os.environ["HF_ENDPOINT"]  # the library takes an empty one for an address
+    if endpoint and not _is_address(endpoint):
+        raise UsageError(f"HF_ENDPOINT is `{printable(endpoint)}`, which is no address", hint="unset HF_ENDPOINT")
+
+
+def _is_address(url: str) -> bool:
+    if not re.fullmatch(r"https?://([\w.\-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/[\w.\-/]*)?", url, re.ASCII):
+        return False
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
 def is_offline() -> bool:
     """Whether the environment forbids the network (HF_HUB_OFFLINE)."""
+    check_environment()
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
@@ -74,6 +101,7 @@ def is_offline() -> bool:
 
 def look_up(repository: str, revision: str | None) -> Snapshot:
     """The repository at a revision, by default its newest (DownloadError, NotFound)."""
+    check_environment()
     from huggingface_hub import HfApi, constants, get_token
 
     from phi4local.hub.metadata import bounded_client
@@ -83,8 +111,8 @@ def look_up(repository: str, revision: str | None) -> Snapshot:
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it prints what a server's headers say
     constants.HF_HUB_DISABLE_TELEMETRY = True  # else it asks the endpoint which programs to report
     endpoint, token = constants.ENDPOINT.rstrip("/"), get_token()
-    if not re.fullmatch(r"https?://[\w.\-]+(:\d{1,5})?(/[\w.\-/]*)?", endpoint, re.ASCII):
-        raise UsageError(f"HF_ENDPOINT is `{printable(endpoint)}`, which is no address", hint="unset HF_ENDPOINT")
+    if token and not (token.isascii() and token.isprintable()):
+        raise UsageError("The token in HF_TOKEN holds characters that no token has", hint="Copy it again, or unset it")
     with _translated(repository, revision), bounded_client(endpoint):
         api = HfApi(endpoint=endpoint, token=token or False)
         commit = api.model_info(repository, revision=revision or "main").sha
@@ -131,7 +159,7 @@ def _translated(repository: str, revision: str | None) -> Iterator[None]:
     except GatedRepoError:
         raise DownloadError(f"{repository} is gated", hint=hint_for_access("GatedRepo")) from None
     except RevisionNotFoundError:
-        raise NotFound(f"The hub has no {repository}{at}", hint="`phi4local show NAME` lists what there is") from None
+        raise NotFound(f"The hub has no {repository}{at}", hint="The catalogue's entry is out of date") from None
     except RepositoryNotFoundError:
         raise NotFound(f"The hub has no {repository}, or shows it to nobody", hint=hint_for_access("")) from None
     except HfHubHTTPError as error:

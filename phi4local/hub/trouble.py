@@ -38,14 +38,14 @@ class Retries:
         if self._progress_bytes >= _PROGRESS_BYTES:
             self.failures = self._progress_bytes = 0
 
-    def pause(self, error: TransientError) -> Iterator[None]:
+    def pause(self, error: TransientError, longest_seconds: float = _LONGEST_WAIT_SECONDS) -> Iterator[None]:
         """Wait before the next attempt, a tick at a time, so that a caller stays awake (DownloadError: no more)."""
         if self.failures == len(_DELAYS):
             give_up(error)
         seconds = _DELAYS[self.failures] * random.uniform(0.8, 1.2)
         self.failures += 1
         if error.wait_seconds is not None:
-            if error.wait_seconds > _LONGEST_WAIT_SECONDS:
+            if error.wait_seconds > longest_seconds:
                 raise DownloadError(
                     f"{error}; it asks to wait {error.wait_seconds:.0f} seconds", hint="Try again after that"
                 )
