@@ -19,6 +19,7 @@ import pytest
 from phi4local.store import builds
 from quant.gguf import read_header
 from quant.journal import Journal
+from quant.mend import VERSION
 from tests import shapes
 from tests.checkpoints import write_checkpoint
 from tests.hub import Hub
@@ -232,7 +233,7 @@ def test_killed_when_only_the_name_was_missing(root: Path, hub: Hub, home: Path)
     user.target.rename(user.partial)
     user.target.with_name(FILE + ".header").write_bytes(published[: header.data_offset])
     file = expected["source"]["files"][0]
-    identity = f"{FLAWED}/{FILE} {file['sha256']} {file['bytes']}"
+    identity = f"{FLAWED}/{FILE} {file['sha256']} {file['bytes']} {VERSION}"
     journal = Journal(user.target.with_name(FILE + ".journal"), identity)
     for name, value in (("begun", FILE), ("shift", f"{header.data_offset} {shift}"), ("whole", file["sha256"])):
         journal.note(name, value)

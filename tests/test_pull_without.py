@@ -77,8 +77,8 @@ def test_what_is_here_works_without_a_socket(here: Client, tmp_path: Path) -> No
 MISSING = [
     (["nano:Q8_0"], OFFLINE, False),
     (["nano:Q8_0", "--offline"], {}, False),
-    (["nano", "--offline"], {}, False),
-    (["nano"], OFFLINE, False),
+    (["phi-4", "--offline"], {}, False),
+    (["phi-4"], OFFLINE, False),
     (["nano:Q4_K_M", "--from", "official", "--offline"], {}, False),
     (["nano:Q8_0", "--dry-run", "--offline"], {}, False),
     (["nano:Q8_0", "--dry-run"], OFFLINE, False),
