@@ -1,4 +1,4 @@
-"""Where the tool keeps things; the only module that knows directories and environment variables."""
+"""Where the tool keeps things."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def sources_folder() -> Path:
 def state_folder() -> Path:
     """What the tool has learnt about this machine, and the engine's log."""
     return home_folder() / "state"
+
+
+def history_file() -> Path:
+    """The chats of the terminal."""
+    return home_folder() / "history.sqlite3"
 
 
 def nano_folder() -> Path:
