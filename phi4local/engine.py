@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from phi4local.conversation import Kind, Message
@@ -107,6 +108,20 @@ class Session(Protocol):
 
     def cancel(self) -> None:
         """From any thread: this session's answer ends with Finish("cancelled"), also while it waits or reads."""
+
+    def save(self, path: Path) -> int:
+        """Keep what was read in a file, so that a later session need not read it again; how many bytes that took.
+
+        0 where nothing of this session is in the engine any more, or where the file would be too large for the disk.
+        What fails leaves the file as it was (UsageError, InsufficientResources, BackendError).
+        """
+
+    def restore(self, path: Path) -> int:
+        """Take over what `save` wrote; how many tokens. The next answer does not read them again.
+
+        0 where there is no such file, or where it is damaged or of another model, context, setting or engine; then it
+        is removed. (UsageError, BackendError for an engine that is closed or does not start)
+        """
 
     def close(self) -> None: ...
 

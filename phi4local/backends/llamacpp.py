@@ -2,6 +2,7 @@
 
     open        start the worker, load the model
     stream      one answer; the worker is started again first when it has died
+    restore     what an earlier session has read, from a file; after a death by itself, once
     crash       before the first word: once more, with safe settings; when that works it is remembered
                 after it: BackendError, and the next question works again
 
@@ -13,22 +14,24 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from phi4local import errors
 from phi4local.backends.ask import REINSTALL
+from phi4local.backends.llamacpp_answer import Answer, checked, ends, load_of, printable
 from phi4local.backends.load_settings import Budget, LoadSettings
 from phi4local.backends.process import ENGINE_VARIABLES, Worker, WorkerDied, python_module
 from phi4local.backends.safe_mode import crash_remembered, machine_and_build, memory_file, remember_crash
-from phi4local.conversation import Message, ThinkSplitter
-from phi4local.engine import Chunk, EngineInfo, Finish, GenerationOptions, Load, Stats, Timing
+from phi4local.backends.states import room_bytes, writing_state
+from phi4local.conversation import Message
+from phi4local.engine import Chunk, EngineInfo, Finish, GenerationOptions, Timing
 from phi4local.errors import BackendError, FormatError, NotFound, Phi4LocalError, UsageError
-from phi4local.fit import Use
+from phi4local.files import atomic_write
 
-_LOAD_BYTES_PER_SECOND = 100e6
+_DISK_BYTES_PER_SECOND = 100e6
 _LOG = "engine.log"
 
 
@@ -71,6 +74,8 @@ class LlamaCppEngine:
         self._worker: Worker | None = None
         self._turn = threading.Lock()
         self._speaker = 0  # the thread that has the turn
+        self._reader: Callable[[], object] = lambda: None  # the session whose tokens are in the cache, if it still is
+        self._starts = 0
         self._answers = 0
         self._closed = False
         self._load()
@@ -82,7 +87,7 @@ class LlamaCppEngine:
             description=self._loaded["description"],
             context_tokens=self._loaded["context_sizes"][-1],
             safe_mode=self._settings.safe_mode,
-            load=_load_of(self._loaded["load"]),
+            load=load_of(self._loaded["load"]),
             notes=(*self._crash_notes(), *self._rope_notes()),
         )
 
@@ -97,7 +102,7 @@ class LlamaCppEngine:
                 worker = self._running()
                 try:
                     worker.send(request)
-                    event = _checked(worker.receive())
+                    event = checked(worker.receive())
                     self._prove_safe_mode()
                     return Timing(**event["timing"])
                 except WorkerDied as death:
@@ -119,25 +124,60 @@ class LlamaCppEngine:
                 worker.send({"op": "cancel", "id": answer.number})
             answer.end_by(self._host.deadlines.cancel_seconds, worker)
 
+    def save(self, session: LlamaCppSession, path: Path) -> int:
+        """Write what the session has read (`phi4local.engine.Session.save`)."""
+        with self._speaking():
+            worker = self._worker
+            if self._closed:
+                raise UsageError("The engine is closed")
+            if self._reader() is not session or worker is None or not worker.alive:
+                return 0
+            try:
+                written = self._saved(worker, path.absolute())
+            except WorkerDied as death:
+                raise self._failure(death) from None
+            if written:
+                session.kept = Kept(path.absolute(), self._starts)
+            return written
+
+    def restore(self, session: LlamaCppSession, path: Path) -> int:
+        """Take over what a session has read (`phi4local.engine.Session.restore`)."""
+        with self._speaking():
+            try:
+                worker = self._running()
+            except WorkerDied as death:
+                raise self._failure(death) from None
+            tokens = self._restored(worker, path.absolute())
+            if tokens:
+                self._reader = weakref.ref(session)
+            session.kept = Kept(path.absolute(), self._starts) if tokens else None
+            return tokens
+
     def answer(
-        self, messages: Sequence[Message], options: GenerationOptions, answer: Answer
+        self, session: LlamaCppSession, messages: Sequence[Message], options: GenerationOptions, answer: Answer
     ) -> Generator[Chunk | Finish]:
         """Give one answer, with what it takes to get over a crash."""
         request = {"op": "answer", "messages": [asdict(message) for message in messages], "options": asdict(options)}
+        with self._speaking():
+            yield from self._attempts(session, request, answer)
+
+    @contextlib.contextmanager
+    def _speaking(self) -> Iterator[None]:
+        """Wait for the turn and take it (UsageError)."""
         if self._turn.locked() and self._speaker == threading.get_ident():  # it would wait for itself
             raise UsageError("The engine is still giving another answer", hint="Read it to its end, or close it")
         with self._turn:
             self._speaker = threading.get_ident()
             try:
-                yield from self._attempts(request, answer)
+                yield
             finally:
                 self._speaker = 0
 
-    def _attempts(self, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
+    def _attempts(self, session: LlamaCppSession, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
         recoveries = 0
         while True:
             try:
-                yield from self._attempt(request, answer)
+                yield from self._attempt(session, request, answer)
             except WorkerDied as death:
                 if answer.began or recoveries == 2 or not self._recover(death, first=not recoveries):
                     raise self._failure(death) from None
@@ -145,8 +185,9 @@ class LlamaCppEngine:
             else:
                 return
 
-    def _attempt(self, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
-        worker = self._running()
+    def _attempt(self, session: LlamaCppSession, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
+        worker = self._ready(session)
+        self._reader = weakref.ref(session)
         self._answers += 1
         answer.number = self._answers
         worker.send({**request, "id": answer.number})
@@ -162,6 +203,52 @@ class LlamaCppEngine:
         finally:
             if not answer.finished:
                 self._put_to_rest(worker, answer)
+
+    def _ready(self, session: LlamaCppSession) -> Worker:
+        """A worker; a new one has taken over what the session has on disk. Once, in case it dies of that."""
+        worker, kept = self._running(), session.kept
+        if kept is None or kept.start == self._starts:
+            return worker
+        session.kept = None
+        self._restored(worker, kept.path)
+        return self._running()
+
+    def _saved(self, worker: Worker, path: Path) -> int:
+        """The worker writes into the file, which gets its name here: a death leaves nothing behind (WorkerDied)."""
+        seconds = self._host.deadlines.load_seconds
+        needed = self._asked("save", worker, {"op": "state_bytes"}, seconds)["state_bytes"]
+        with writing_state(path.parent, needed):
+            if not 0 < needed <= room_bytes(path.parent):
+                return 0
+            with atomic_write(path) as file:
+                request = {"op": "save", "path": file.name}
+                saved: int = self._asked("save", worker, request, seconds + needed / _DISK_BYTES_PER_SECOND)["saved"]
+        return saved
+
+    def _restored(self, worker: Worker, path: Path) -> int:
+        """How many tokens the worker took over; a file that it dies of is removed."""
+        try:
+            seconds = self._host.deadlines.load_seconds + path.stat().st_size / _DISK_BYTES_PER_SECOND
+            event = self._asked("restore", worker, {"op": "restore", "path": str(path)}, seconds)
+        except WorkerDied:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        except (OSError, Phi4LocalError):  # no file, or no memory for the context that it needs
+            pass
+        else:
+            return int(event["restored"])
+        return 0
+
+    def _asked(self, phase: str, worker: Worker, request: Mapping[str, Any], seconds: float) -> Any:
+        """The event that answers a request; a worker whose answer nobody waits for is ended (WorkerDied)."""
+        try:
+            with worker.deadline(phase, seconds):
+                worker.send(request)
+                event = worker.receive()
+        except BaseException:
+            worker.stop()
+            raise
+        return checked(event)
 
     def _running(self) -> Worker:
         if self._closed:
@@ -193,18 +280,19 @@ class LlamaCppEngine:
         try:
             with worker.deadline("load", seconds):
                 worker.send(load)
-                placed_bytes = _checked(worker.receive())["placed"]
-            with worker.deadline("load", seconds + placed_bytes / _LOAD_BYTES_PER_SECOND):
-                self._loaded = _checked(worker.receive())["loaded"]
+                placed_bytes = checked(worker.receive())["placed"]
+            with worker.deadline("load", seconds + placed_bytes / _DISK_BYTES_PER_SECOND):
+                self._loaded = checked(worker.receive())["loaded"]
         except BaseException:
             worker.stop()
             raise
+        self._starts += 1
 
     def _put_to_rest(self, worker: Worker, answer: Answer) -> None:
         """End an answer that nobody reads on; the worker dies when it cannot."""
         with contextlib.suppress(WorkerDied), worker.deadline("cancel", self._host.deadlines.cancel_seconds):
             worker.send({"op": "cancel", "id": answer.number})
-            while not _ends(worker.receive()):
+            while not ends(worker.receive()):
                 pass
             answer.finished = True
 
@@ -240,7 +328,7 @@ class LlamaCppEngine:
         again = _DAMAGED if death.phase == "load" else _AGAIN
         if death.overdue:
             return BackendError(f"The engine did not {_DUTIES[death.phase]} in time and was ended", hint=again)
-        said = f": {_printable(death.last_line)}" if death.explained and death.last_line else ""
+        said = f": {printable(death.last_line)}" if death.explained and death.last_line else ""
         failed_to_run = death.explained and not death.crashed
         hint = REINSTALL if failed_to_run else _HINTS.get(death.cause, again)
         return BackendError(f"The engine's process ended with {death.cause}{said}", hint=hint)
@@ -259,113 +347,47 @@ class LlamaCppEngine:
             yield f"A conversation that passes {tokens} tokens is read again once, with the model's long rope factors"
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The file that a session was saved to or restored from, and with which of the engine's workers."""
+
+    path: Path
+    start: int
+
+
 class LlamaCppSession:
     """One timeline of an engine (`phi4local.engine.Session`)."""
 
     def __init__(self, engine: LlamaCppEngine) -> None:
+        self.kept: Kept | None = None
         self._engine = engine
         self._answer: Answer | None = None
 
     def stream(self, messages: Sequence[Message], options: GenerationOptions) -> Generator[Chunk | Finish]:
         """The answer to a conversation (UsageError, FormatError, BackendError)."""
         self._answer = Answer(time.perf_counter())
-        return self._engine.answer(messages, options, self._answer)
+        return self._engine.answer(self, messages, options, self._answer)
 
     def cancel(self) -> None:
         """From any thread: this session's answer ends with Finish("cancelled"), also while it waits or reads."""
         if self._answer is not None:
             self._engine.cancel(self._answer)
 
+    def save(self, path: Path) -> int:
+        """Keep what was read in a file; how many bytes (UsageError, InsufficientResources, BackendError)."""
+        return self._engine.save(self, path)
+
+    def restore(self, path: Path) -> int:
+        """Take over what `save` wrote; how many tokens (UsageError, BackendError)."""
+        return self._engine.restore(self, path)
+
     def close(self) -> None:
         """Nothing to give back: the engine's cache belongs to whoever asks next."""
 
 
-class Answer:
-    """One answer as it arrives: pieces of text in, chunks and the finish out. `number` 0: not asked for yet."""
-
-    def __init__(self, started: float) -> None:
-        self.number = 0
-        self.cancelled = False
-        self.finished = False
-        self.began = False
-        self._started = started
-        self._first_seconds = 0.0
-        self._splitter = ThinkSplitter()
-
-    def end_by(self, seconds: float, worker: Worker) -> None:
-        """End the worker when this answer, cancelled by now, has not ended after so many seconds."""
-
-        def end() -> None:
-            if not self.finished:
-                worker.end_overdue()
-
-        timer = threading.Timer(seconds, end)
-        timer.daemon = True
-        timer.start()
-
-    def rendered(self, event: Any) -> None:
-        """The template has run; it may have begun the thinking itself (the worker's own errors)."""
-        self.finished = _ends(event)
-        self._splitter = ThinkSplitter(thinking=_checked(event)["rendered"]["thinking"])
-
-    def heard(self, event: Any) -> Iterator[Chunk | Finish]:
-        """What an event means to the caller (the worker's own errors)."""
-        if isinstance(event, str):
-            parts = self._splitter.feed(event)
-        else:
-            self.finished = _ends(event)
-            _checked(event)
-            parts = self._splitter.end()
-        if not self.began and (parts or self.finished):
-            self._first_seconds = time.perf_counter() - self._started
-        for kind, text in parts:
-            self.began = True
-            yield Chunk(text, kind)
-        if self.finished:
-            yield Finish(event["finish"]["reason"], self._stats(event["finish"]))
-
-    def _stats(self, cost: dict[str, Any]) -> Stats:
-        return Stats(
-            prompt_tokens=cost["prompt_tokens"],
-            cached_tokens=cost["cached_tokens"],
-            generation_tokens=cost["generation_tokens"],
-            prompt_tps=_rate(cost["read_tokens"], cost["prompt_seconds"]),
-            generation_tps=_rate(cost["generation_tokens"], cost["generation_seconds"]),
-            ttft_seconds=self._first_seconds,
-        )
-
-
-_DUTIES = {"start": "start", "load": "load the model", "cancel": "stop", "work": "answer"}
+_DUTIES = {"start": "start", "load": "load the model", "cancel": "stop", "work": "answer", "save": "keep its state"}
 _AGAIN = "Ask again: the engine starts anew by itself"
 _DAMAGED = (
     "The file may be damaged (`phi4local verify` checks builds), or this machine needs another build of the model"
 )
 _HINTS = {"SIGKILL": "Perhaps memory ran out: choose a smaller build or a smaller `--context`"}
-
-
-def _checked(event: Any) -> Any:
-    """The event, unless it is an error of the worker, which is raised here."""
-    if isinstance(event, dict) and "error" in event:
-        known = dict(event["error"])
-        kind, message = known.pop("type"), _printable(known.pop("message"))
-        raise getattr(errors, kind)(message, **known)
-    return event
-
-
-def _load_of(facts: dict[str, Any]) -> Load:
-    """A `Load` from the worker's JSON."""
-    uses = {key: {device: Use(**use) for device, use in facts[key].items()} for key in ("predicted", "took")}
-    return Load(**facts | uses)
-
-
-def _printable(text: str) -> str:
-    """One line without control characters: what llama.cpp says may come from a foreign file."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
-
-
-def _ends(event: Any) -> bool:
-    return isinstance(event, dict) and ("finish" in event or "error" in event)
-
-
-def _rate(count: int, seconds: float) -> float:
-    return count / seconds if seconds > 0 else 0.0

@@ -15,6 +15,7 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as llama
@@ -146,12 +147,12 @@ class Timeline:
         self._abort = llama.ggml_abort_callback(lambda _data: cancelled())
         self._one = (ctypes.c_int32 * 1)()
         self._batch = llama.llama_batch_get_one(self._one, 1)
-        self._tokens: list[int] = []
-        self._size = 0
+        self.tokens: list[int] = []
+        self.size = 0  # of the context that is open
         self._open(model.context_sizes[0])
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self.tokens)
 
     def rewind(self, ids: Sequence[int]) -> int:
         """Keep the common beginning with `ids`, in a context that has room for them all; its length (UsageError)."""
@@ -162,12 +163,40 @@ class Timeline:
                 hint="Start a new chat, or give this one more room with `--context`",
             )
         self._open(next(size for size in self._model.context_sizes if size > len(ids)))
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._tokens, ids, strict=False)))
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, ids, strict=False)))
         return self._keep(min(common, len(ids) - 1))
 
     def clear(self) -> None:
         """Forget everything."""
         self._keep(0)
+
+    @property
+    def state_bytes(self) -> int:
+        """About what `save` writes; 0 where nothing was read."""
+        size: int = llama.llama_state_seq_get_size(self.context, 0)
+        return size + ctypes.sizeof(self._one) * len(self.tokens) if self.tokens else 0
+
+    def save(self, path: Path) -> int:
+        """Write cache and tokens over the file; how many bytes, 0 where that failed."""
+        ids = (ctypes.c_int32 * len(self.tokens))(*self.tokens)
+        size: int = llama.llama_state_seq_save_file(self.context, os.fsencode(path), 0, ids, len(ids))
+        return size
+
+    def restore(self, path: Path, size: int) -> int:
+        """Take over what was saved in a context of this size; how many tokens, 0 and an empty timeline if it fails.
+
+        The file must be sound: llama.cpp may end the process over one that is not.
+        """
+        self._open(size)
+        self._forget()
+        ids, count = (ctypes.c_int32 * size)(), ctypes.c_size_t()
+        read = llama.llama_state_seq_load_file(self.context, os.fsencode(path), 0, ids, size, ctypes.byref(count))
+        ends = (llama.llama_memory_seq_pos_min(self._memory, 0), llama.llama_memory_seq_pos_max(self._memory, 0))
+        if read and ends == (0, count.value - 1):
+            self.tokens = ids[: count.value]
+        else:
+            self._forget()
+        return len(self.tokens)
 
     def read(self, ids: Sequence[int]) -> None:
         """Add a part of a prompt, in batches (BackendError, Cancelled).
@@ -183,35 +212,35 @@ class Timeline:
 
     def append(self, token: int) -> bool:
         """Add one token; False when the context is full (BackendError)."""
-        if len(self._tokens) == self._size and not self._grow():
+        if len(self.tokens) == self.size and not self._grow():
             return False
         self._one[0] = token
         if llama.llama_decode(self.context, self._batch):
             raise self._broken()
-        self._tokens.append(token)
+        self.tokens.append(token)
         return True
 
     def _open(self, size: int) -> None:
         """Have a context of this size; a new one is empty."""
-        if size == self._size:
+        if size == self.size:
             return
         self._close()
         self.context = llama.llama_init_from_model(self._model.handle, context_params(self._model.settings, size))
         if not self.context:
             raise self._model.failure(f"The engine cannot make a context of {size} tokens")
         self._memory = llama.llama_get_memory(self.context)
-        self._size = size
+        self.size = size
 
     def _close(self) -> None:
-        if self._size:
+        if self.size:
             llama.llama_free(self.context)
-        self._tokens, self._size = [], 0
+        self.tokens, self.size = [], 0
 
     def _grow(self) -> bool:
         """Go on in the larger context, when there is one."""
-        if self._size == self._model.context_sizes[-1]:
+        if self.size == self._model.context_sizes[-1]:
             return False
-        tokens = self._tokens
+        tokens = self.tokens
         self._open(self._model.context_sizes[-1])
         self.read(tokens)
         return True
@@ -219,10 +248,15 @@ class Timeline:
     def _keep(self, count: int) -> int:
         """Drop all but the first `count` tokens, or all when the cache cannot be cut; how many are left."""
         if not llama.llama_memory_seq_rm(self._memory, 0, count, -1):
-            llama.llama_memory_clear(self._memory, True)
-            count = 0
-        del self._tokens[count:]
+            self._forget()
+            return 0
+        del self.tokens[count:]
         return count
+
+    def _forget(self) -> None:
+        """Empty the cache, whatever is in it."""
+        llama.llama_memory_clear(self._memory, True)
+        self.tokens = []
 
     def _read_batch(self, ids: Sequence[int]) -> None:
         array = (ctypes.c_int32 * len(ids))(*ids)
@@ -232,16 +266,15 @@ class Timeline:
             else llama.llama_decode(self.context, llama.llama_batch_get_one(array, len(ids)))
         )
         if status == _ABORTED:
-            self._keep(len(self._tokens))
+            self._keep(len(self.tokens))
             raise Cancelled
         if status:
             raise self._broken()
-        self._tokens.extend(ids)
+        self.tokens.extend(ids)
 
     def _broken(self) -> BackendError | InsufficientResources:
         """After a failed decode nothing in the cache is trusted."""
-        llama.llama_memory_clear(self._memory, True)
-        self._tokens = []
+        self._forget()
         return self._model.failure("The engine could not go on")
 
 

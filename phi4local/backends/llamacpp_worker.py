@@ -3,9 +3,10 @@
     in    {"op": "load", "settings": {...}, "budget": {...}}
           {"op": "answer", "id": 1, "messages": [...], "options": {...}}
           {"op": "time", "prompt_tokens": 512, "generation_tokens": 128}
+          {"op": "state_bytes"}  {"op": "save", "path": "..."}  {"op": "restore", "path": "..."}
           {"op": "cancel", "id": 1}           end of file: the parent is gone, and so is this process, at once
     out   {"placed": bytes that it will take}  {"loaded": {...}}  {"rendered": {...}}  {"finish": {...}}
-          {"timing": {...}}  {"error": {...}}
+          {"timing": {...}}  {"state_bytes": 1}  {"saved": bytes}  {"restored": tokens}  {"error": {...}}
           and, for every piece of an answer, a bare JSON string
 
 The first thread only reads requests, so that a cancellation or the parent's death is seen while llama.cpp computes.
@@ -30,6 +31,7 @@ from typing import Any, BinaryIO
 import llama_cpp.llama_cpp as llama
 
 from phi4local.backends.llamacpp_model import Cancelled, LlamaModel, NativeLog, Timeline, make_sampler
+from phi4local.backends.llamacpp_state import file_identity, read_state, state_key, write_state
 from phi4local.backends.load_settings import Budget, LoadSettings
 from phi4local.backends.placing import loaded, place_file
 from phi4local.backends.prompt import Prompts
@@ -140,6 +142,9 @@ class Desk:
             "load": self._load,
             "answer": self._answer,
             "time": self._time,
+            "state_bytes": lambda _: self._events.send({"state_bytes": self._timeline.state_bytes}),
+            "save": self._save,
+            "restore": self._restore,
         }
         while True:
             request = self._inbox.next()
@@ -153,7 +158,9 @@ class Desk:
         placed = place_file(LoadSettings(**request["settings"]), Budget(**request["budget"]), self._log.errors)
         self._events.send({"placed": placed.placement.total.total_bytes})
         self._log.listen()  # what was only asked is no complaint
+        identity = file_identity(Path(placed.settings.path))  # as it is now: it may be replaced while it is in use
         self._model = LlamaModel(placed.settings, self._log)
+        self._state_key = state_key(self._model, identity)
         self._timeline = Timeline(self._model, self._cancelled)
         self._prompts = Prompts(_chat_template(self._model), self._model.vocabulary)
         self._events.send(
@@ -195,6 +202,18 @@ class Desk:
         llama.llama_sampler_free(sampler)
         self._timeline.clear()
         self._events.send({"timing": {"prompt_seconds": read_seconds, "generation_seconds": seconds}})
+
+    def _save(self, request: Request) -> None:
+        answers = self._prompts.remembered()
+        written = write_state(Path(request["path"]), self._timeline, self._state_key, answers, self._log.errors)
+        self._events.send({"saved": written})
+
+    def _restore(self, request: Request) -> None:
+        """With the ids of its own answers, without which a conversation would not begin with the same tokens."""
+        answers = read_state(Path(request["path"]), self._timeline, self._state_key)
+        for text, ids in answers or ():
+            self._prompts.remember(text, ids)
+        self._events.send({"restored": 0 if answers is None else len(self._timeline)})
 
     def _speak(self, ids: list[int], options: GenerationOptions) -> dict[str, Any]:
         """Read the prompt and answer it; how it ended and what it cost."""

@@ -68,6 +68,10 @@ class Prompts:
         while sum(map(len, self._answers.values())) > _REMEMBERED_TOKENS:
             self._answers.popitem(last=False)
 
+    def remembered(self) -> list[tuple[str, Sequence[int]]]:
+        """The answers and their own ids, the oldest first."""
+        return list(self._answers.items())
+
     def render(self, messages: Sequence[Mapping[str, str]]) -> Rendered:
         """Run the template over guarded contents (FormatError, UsageError)."""
         unusual = _absent_from([self._template.source, *(message["content"] for message in messages)])
