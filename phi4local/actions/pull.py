@@ -27,7 +27,7 @@ from phi4local.store import Build, Manifest, manifest_path, read_manifest, write
 from quant import mend
 from quant.check import hashing
 from quant.convert import Built, check_disk
-from quant.gguf import Header
+from quant.gguf import Header, read_header
 from quant.journal import Journal, journal_path, lock_path, partial_path
 from quant.plan import Plan
 from quant.progress import Progress
@@ -150,12 +150,22 @@ def _pull_ready(choice: Choice, ready: ReadyMade) -> Generator[Progress, None, P
 
 
 def _take_up(target: Path, file: RemoteFile, journal: Journal) -> None:
-    """A file that has lost its manifest may be the published one: its bytes are hashed before any are fetched."""
+    """A file that has lost its manifest may be the published one: its bytes are hashed before any are fetched.
+
+    Not where they would be mended: what is linked here may be another program's file, too.
+    """
     lost = target.is_file() and not manifest_path(target).exists() and target.stat().st_size == file.bytes
-    if lost and not journal.notes:
+    if lost and not journal.notes and _is_sound(target):
         partial_path(target).unlink(missing_ok=True)
         partial_path(target).hardlink_to(target)
         journal.note("begun", file.name)
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        return not mend.find_repairs(read_header(path))
+    except FormatError:
+        return False
 
 
 def _ready_manifest(
