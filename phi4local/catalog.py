@@ -327,12 +327,13 @@ def model_name(folder: Path, config: Config) -> str:
     title = slug(repository.split("/")[-1] if repository else folder.resolve().name)
     for model in models():
         known = repository.lower() == model.repository.lower() if repository else title in model.spellings
-        if known and model.config and _shape(model.config) == _shape(config):
+        if known and model.config and shape_of(model.config) == shape_of(config):
             return model.name
     return title
 
 
-def _shape(config: Config) -> tuple[int, int, float]:
+def shape_of(config: Config) -> tuple[int, int, float]:
+    """What tells one model of the family from another."""
     return config.hidden, config.layers, config.rope_theta
 
 

@@ -49,6 +49,21 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write every byte where the file stands; one call of the system may take fewer."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write every byte from `offset` on."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
 class Lock:
     """A held lock on `path`; leaving the block removes the file. A process that dies gives its locks back."""
 

@@ -9,19 +9,26 @@ The manifest beside a build is the truth about it. Manifests are read as distrus
 from __future__ import annotations
 
 import contextlib
+import datetime
 import difflib
 import json
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from phi4local import __version__
 from phi4local.errors import FormatError, NotFound, UsageError
 from phi4local.files import atomic_write, read_bounded, take_lock
 from phi4local.settings import models_folder
 from quant.journal import journal_path, lock_path, partial_path
+
+if TYPE_CHECKING:
+    from quant.gguf import Header
 
 _SUFFIX = ".manifest.json"
 _LIMIT_BYTES = 10_000_000
@@ -77,6 +84,33 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     """Make a build visible."""
     with atomic_write(manifest_path(path)) as file:
         file.write(json.dumps(asdict(manifest), indent=1).encode() + b"\n")
+
+
+def manifest_of(
+    label: tuple[str, str],
+    header: Header,
+    sha256: str,
+    *,
+    source: dict[str, Any],
+    fingerprint: str,
+    repairs: Sequence[dict[str, Any]] = (),
+) -> Manifest:
+    """The manifest of a whole GGUF that was not made here; `label` is its name and its build."""
+    weights = sum(math.prod(tensor.shape) for tensor in header.tensors)
+    return Manifest(
+        name=label[0],
+        build=label[1],
+        format="gguf",
+        bytes=header.size_bytes,
+        sha256=sha256,
+        bpw=round(8 * sum(tensor.size_bytes for tensor in header.tensors) / weights, 4),
+        types=dict(Counter(tensor.type.name for tensor in header.tensors).most_common()),
+        repairs=list(repairs),
+        source=source,
+        fingerprint=fingerprint,
+        versions={"phi4local": __version__},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from phi4local.errors import FormatError
-from phi4local.files import disk_full, publish, writing_to
+from phi4local.files import disk_full, publish, write_at, writing_to
 from quant.check import check_layout, check_rows, hash_file, hashing
 from quant.journal import Journal, journal_path, partial_path
 from quant.plan import Plan, PlannedTensor
@@ -119,10 +119,10 @@ def _convert(plan: Plan, target: Path, journal: Journal, threads: int) -> Genera
     fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         os.ftruncate(fd, plan.size_bytes)
-        _write_at(fd, plan.header, 0)
+        write_at(fd, plan.header, 0)
         for tensor in plan.tensors:
             if tensor.record is None:
-                _write_at(fd, tensor.data, tensor.offset)
+                write_at(fd, tensor.data, tensor.offset)
         yield from _Pass(plan, fd, journal, threads).run()
         os.fsync(fd)
     finally:
@@ -277,7 +277,7 @@ class _Pass:
 
     def _write(self, block: _Block) -> None:
         try:
-            _write_at(self.fd, make_rows(block.form, block.rows, block.tensor.name).data, block.offset)
+            write_at(self.fd, make_rows(block.form, block.rows, block.tensor.name).data, block.offset)
         finally:
             self.buffers.put(block.rows)
 
@@ -321,13 +321,6 @@ def _succeeded(future: Future[None]) -> bool:
 
 def _weight_bytes(shard: Shard) -> int:
     return shard.size_bytes - shard.data_offset
-
-
-def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count
 
 
 def _hash_small_files(plan: Plan) -> dict[str, str]:

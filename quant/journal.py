@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from phi4local.files import sync_folder
+from phi4local.files import sync_folder, write_all
 
 _LIMIT_BYTES = 16 << 20  # a line for each tensor and shard needs a hundredth of it
 
@@ -95,8 +95,7 @@ class Journal:
         """Add facts and make them durable."""
         data = "".join(json.dumps(fact) + "\n" for fact in facts).encode()
         os.lseek(self._fd, 0, os.SEEK_END)
-        while data:
-            data = data[os.write(self._fd, data) :]
+        write_all(self._fd, data)
         os.fsync(self._fd)
         self._take(facts)
 

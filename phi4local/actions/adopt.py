@@ -7,26 +7,21 @@ is shared, so it is never written to: what is wrong with its metadata is told an
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import re
 import secrets
-from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi4local import __version__
 from phi4local.actions.choice import OFFICIAL, READY
-from phi4local.actions.pull import bits_per_weight
-from phi4local.catalog import find_model, models, slug
+from phi4local.catalog import find_model, models, shape_of, slug
 from phi4local.errors import FormatError, NotFound, UsageError
 from phi4local.files import publish, take_lock
 from phi4local.foreign import Found, Place, find_foreign, place, shown
 from phi4local.settings import models_folder
-from phi4local.store import Build, Manifest, build_path, builds, is_there, read_manifest, write_manifest
+from phi4local.store import Build, Manifest, build_path, builds, is_there, manifest_of, read_manifest, write_manifest
 from quant.check import hashing
-from quant.config import Config
 from quant.ggml import BUILDS
 from quant.gguf import Header
 from quant.journal import lock_path
@@ -152,15 +147,12 @@ def _model_name(header: Header, title: str) -> str:
     spelt = [slug(text) for text in (header.text("general.name"), title) if text and text.strip()]
     spelt = [text.removesuffix("-gguf").removeprefix("microsoft-").lstrip("-.") or text for text in spelt]
     titles = [text for text in spelt if not any(other.startswith(text + "-") for other in spelt)]
-    shape = _shape(config_of(header))
+    config = config_of(header)
     for model in models():
-        if shape and _shape(model.config) == shape and set(titles) & set(model.spellings):
+        known = config and model.config and shape_of(model.config) == shape_of(config)
+        if known and set(titles) & set(model.spellings):
             return model.name
     return titles[0]
-
-
-def _shape(config: Config | None) -> tuple[int, int, float] | None:
-    return (config.hidden, config.layers, config.rope_theta) if config else None
 
 
 def _adopt(file: _File) -> Generator[Progress, None, Adopted]:
@@ -194,7 +186,7 @@ def _present(file: _File) -> Manifest | None:
             return None
         raise UsageError(
             f"`{file.target}` exists and is no finished build",
-            hint="`phi4local prune` deletes it; --name NAME:BUILD takes another name",
+            hint="Move it away, or take another name with --name NAME:BUILD",
         ) from None
     if manifest.bytes != file.header.size_bytes and not file.is_linked:
         raise _taken(file)
@@ -253,15 +245,10 @@ def _link(real: Path, name: Path) -> str:
 def _manifest(file: _File, sha256: str) -> Manifest:
     header = file.header
     repository, revision = _origin(file.place, sha256)
-    return Manifest(
-        name=file.name,
-        build=file.build,
-        format="gguf",
-        bytes=header.size_bytes,
-        sha256=sha256,
-        bpw=bits_per_weight(header),
-        types=dict(Counter(tensor.type.name for tensor in header.tensors).most_common()),
-        repairs=[],
+    return manifest_of(
+        (file.name, file.build),
+        header,
+        sha256,
         source={
             "repo": repository,
             "revision": revision,
@@ -271,8 +258,6 @@ def _manifest(file: _File, sha256: str) -> Manifest:
             "flaws": [repair.as_json() for repair in file.flaws],
         },
         fingerprint=f"{IMPORT} {sha256}",
-        versions={"phi4local": __version__},
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -94,17 +93,11 @@ def _fetch_small(snapshot: Snapshot, file: RemoteFile, folder: Path) -> Generato
 
 
 def _difference(file: RemoteFile, data: bytes) -> FormatError | None:
-    """Whether the bytes are not those that the hub lists, by sha256 or by git's sha1."""
-    if file.sha256:
-        got, expected = hashlib.sha256(data).hexdigest(), file.sha256
-    else:
-        got, expected = git_blob(data), file.blob
-    return None if got == expected else wrong_bytes(file.name, expected, got)
-
-
-def git_blob(data: bytes) -> str:
-    """git's sha1 of a file."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    """Whether the bytes are not those that the hub lists."""
+    digest = file.new_hash()
+    digest.update(data)
+    got = digest.hexdigest()
+    return None if got == file.expected else wrong_bytes(file.name, file.expected, got)
 
 
 def _shard_files(snapshot: Snapshot, folder: Path) -> list[RemoteFile]:

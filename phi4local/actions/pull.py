@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import math
 import shutil
 import time
-from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi4local import __version__
 from phi4local.actions.choice import OFFICIAL, READY, Choice, offline_error
 from phi4local.actions.official import Planned, build_official, check_room, plan_official, source_folder
 from phi4local.actions.quantize import cores, make_manifest
@@ -23,11 +19,11 @@ from phi4local.files import Lock, publish, take_lock
 from phi4local.hub.arrival import WrongBytesError
 from phi4local.hub.repository import RemoteFile, Snapshot, is_offline, look_up
 from phi4local.settings import sources_folder
-from phi4local.store import Build, Manifest, manifest_path, read_manifest, write_manifest
+from phi4local.store import Build, Manifest, manifest_of, manifest_path, read_manifest, write_manifest
 from quant import mend
 from quant.check import hashing
 from quant.convert import Built, check_disk
-from quant.gguf import Header, read_header
+from quant.gguf import read_header
 from quant.journal import Journal, journal_path, lock_path, partial_path
 from quant.plan import Plan
 from quant.progress import Progress
@@ -171,16 +167,10 @@ def _is_sound(path: Path) -> bool:
 def _ready_manifest(
     choice: Choice, ready: ReadyMade, snapshot: Snapshot, file: RemoteFile, fetched: Fetched
 ) -> Manifest:
-    header = fetched.header
-    return Manifest(
-        name=choice.model.name,
-        build=choice.build,
-        format="gguf",
-        bytes=header.size_bytes,
-        sha256=fetched.sha256,
-        bpw=bits_per_weight(header),
-        types=dict(Counter(tensor.type.name for tensor in header.tensors).most_common()),
-        repairs=[repair.as_json() for repair in fetched.repairs],
+    return manifest_of(
+        (choice.model.name, choice.build),
+        fetched.header,
+        fetched.sha256,
         source={
             "repo": ready.repository,
             "revision": snapshot.revision,
@@ -188,15 +178,8 @@ def _ready_manifest(
             "files": [{"name": file.name, "bytes": file.bytes, "sha256": fetched.published_sha256}],
         },
         fingerprint=f"{ready.repository}@{snapshot.revision}/{file.name}",
-        versions={"phi4local": __version__},
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        repairs=[repair.as_json() for repair in fetched.repairs],
     )
-
-
-def bits_per_weight(header: Header) -> float:
-    """Of a whole file's tensors."""
-    weights = sum(math.prod(tensor.shape) for tensor in header.tensors)
-    return round(8 * sum(tensor.size_bytes for tensor in header.tensors) / weights, 4)
 
 
 def _pull_official(choice: Choice, keep_source: bool) -> Generator[Progress, None, Pulled]:

@@ -8,7 +8,6 @@ Where the header gets longer by a repair, the tensor bytes are put where they wi
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import queue
@@ -17,10 +16,9 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from phi4local.errors import FormatError
-from phi4local.files import atomic_write, writing_to
+from phi4local.files import atomic_write, write_at, writing_to
 from phi4local.hub.arrival import wrong_bytes
 from phi4local.hub.body import Address
 from phi4local.hub.fetch import Fetch
@@ -55,9 +53,7 @@ class _Digest:
     """A hash computed in a thread of its own, in the order of `update`."""
 
     def __init__(self, file: RemoteFile) -> None:
-        self._hash: Any = hashlib.sha256()
-        if file.sha256 is None:  # a small file, of which the hub knows git's sha1
-            self._hash = hashlib.sha1(b"blob %d\0" % file.bytes, usedforsecurity=False)
+        self._hash = file.new_hash()
         self._queue: queue.Queue[bytes | None] = queue.Queue(_QUEUE_BLOCKS)
         self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
         self._thread.start()
@@ -93,10 +89,7 @@ class _Partial:
         return min(size, self._at) if self._by and size <= self._at + self._by else size - self._by
 
     def write(self, position: int, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            count = os.pwrite(self._fd, view, position + (self._by if position >= self._at else 0))
-            view, position = view[count:], position + count
+        write_at(self._fd, data, position + (self._by if position >= self._at else 0))
         self._unsynced_bytes += len(data)
         if self._unsynced_bytes >= _SYNC_BYTES and (self._synced is None or self._synced.done()):
             self._unsynced_bytes = 0
@@ -176,7 +169,7 @@ def _fetch(
     while True:
         resumed, more, got = yield from _fetch_rest(file, address, partial, journal, stage)
         received += more
-        expected = file.sha256 or file.blob
+        expected = file.expected
         if got == expected:
             return resumed, received, got
         _begin(file, partial, journal)

@@ -6,12 +6,12 @@ its folder from its beginning up to what has arrived, so its length is the state
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from phi4local.errors import FormatError
+from phi4local.files import write_all
 from phi4local.hub.fetch import Fetch
 from phi4local.hub.repository import RemoteFile, Snapshot
 from quant.safetensors import HEADER_LIMIT_BYTES, read_shard
@@ -74,7 +74,7 @@ class Shards:
             for data in self._fetch.chunks(self._here[name], end):
                 if self._stopped.is_set():
                     return
-                _write(file.fileno(), data)
+                write_all(file.fileno(), data)
                 self.received_bytes += len(data)
                 with self._changed:
                     self._here[name] += len(data)
@@ -150,12 +150,6 @@ class Shards:
             self._fetch.stop()
         if self._thread:
             self._thread.join(_STOP_SECONDS)  # it may be connecting to a server that does not answer
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 class WrongBytesError(FormatError):

@@ -7,6 +7,7 @@ GET /api/models/ORG/NAME/tree/COMMIT        every file: bytes, git's sha1, and t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -38,6 +39,17 @@ class RemoteFile:
     bytes: int
     sha256: str | None
     blob: str
+
+    @property
+    def expected(self) -> str:
+        """What a `new_hash` of the whole file must come to."""
+        return self.sha256 or self.blob
+
+    def new_hash(self) -> hashlib._Hash:
+        """An empty sha256; of a small file git's sha1, which the hub lists instead."""
+        if self.sha256:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.bytes, usedforsecurity=False)
 
 
 @dataclass(frozen=True, slots=True)
