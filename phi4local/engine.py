@@ -127,14 +127,32 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """A loaded model."""
+    """A loaded model. All of it may be asked from any thread."""
 
     @property
     def info(self) -> EngineInfo: ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's process runs. It may die at any moment; the next question then starts it anew.
+
+        Cheap, and waits for nobody.
+        """
+
     def open_session(self) -> Session: ...
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """How many tokens the prompt of this conversation takes: what `Stats.prompt_tokens` would be; 0 without any.
+
+        Waits until the answer that is being given has ended. Reads nothing, so the next answer finds what it would
+        have found. More than the context holds is no error here. (UsageError, FormatError, BackendError)
+        """
 
     def time_tokens(self, prompt_tokens: int, generation_tokens: int) -> Timing:
         """Read a prompt of any tokens and generate after it, whatever comes."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the engine at once, whatever it does: who is being answered gets a BackendError, who asks a UsageError.
+
+        Its memory may be free a moment later; the next engine waits for that before it loads.
+        """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast, get_args
@@ -14,11 +15,13 @@ from phi4local.errors import FormatError, UsageError
 from phi4local.history import History
 from phi4local.units import file_size
 
+MOST_BYTES = 256_000_000
 _VERSION = 1
-_MOST_BYTES = 256_000_000
 _MOST_MESSAGES = 100_000
 _MOST_ATTACHMENTS = 1_000
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+_MOST_NAME = 120  # bytes of a file's name without its ending
+_DEVICE = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9¹²³]", re.IGNORECASE)
 _ENDINGS = {"partial": "cut off", "stopped": "stopped", "failed": "failed"}
 
 
@@ -49,6 +52,14 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
+def file_name(title: str, ending: str) -> str:
+    """A name that every file system and shell takes: no part of a path, no option, no device of Windows."""
+    letters = unicodedata.normalize("NFC", title[:MOST_LABEL])
+    safe = "".join(c if c in "-_" or unicodedata.category(c)[0] in "LMN" else " " for c in letters)
+    name = " ".join(safe.encode(errors="ignore")[:_MOST_NAME].decode(errors="ignore").split()).lstrip("-")
+    return (f"chat {name}".rstrip() if not name or _DEVICE.fullmatch(name) else name) + ending
+
+
 def to_json(history: History, chat_id: int) -> str:
     """The whole tree; `from_json` makes the same chat of it."""
     chat, messages = history.tree(chat_id)
@@ -59,8 +70,8 @@ def to_json(history: History, chat_id: int) -> str:
 
 def from_json(history: History, data: str | bytes) -> Chat:
     """A new chat from what `to_json` wrote (FormatError that names the place); it is listed as changed now."""
-    if len(data) > _MOST_BYTES:
-        raise FormatError(f"The chat is larger than {file_size(_MOST_BYTES)}", hint="Export it again")
+    if len(data) > MOST_BYTES:
+        raise FormatError(f"The chat is larger than {file_size(MOST_BYTES)}", hint="Export it again")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):

@@ -241,6 +241,16 @@ class History:
             rows = db.execute(query, (_SNIPPET, _MOST_MARKED, start, end, words, max(0, limit))).fetchall()
             return [_hit(row, start, end) for row in rows]
 
+    def questions(self, limit: int = 100) -> list[str]:
+        """What was asked last in all chats, the newest first, each text once."""
+        found: dict[str, None] = {}
+        with self._file.reading() as db:
+            for row in db.execute("SELECT text FROM message WHERE role = 'user' ORDER BY id DESC"):
+                if len(found) >= limit:
+                    break
+                found.setdefault(*fields(row, (TEXT,)))
+        return list(found)
+
     def _catch_up(self) -> None:
         """Index the answers that are being given and those that a death cut; without room what is indexed is found."""
         with self._file.reading() as db:

@@ -338,7 +338,7 @@ def test_a_state_that_is_too_large_for_the_disk(
 ) -> None:
     session = engine(model).open_session()
     told(session, [], "Hello")
-    monkeypatch.setattr("phi4local.backends.llamacpp.room_bytes", lambda _: 1000)
+    monkeypatch.setattr("phi4local.backends.llamacpp_requests.room_bytes", lambda _: 1000)
     assert session.save(state) == 0
     assert not state.exists()
 

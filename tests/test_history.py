@@ -73,6 +73,15 @@ def test_what_was_kept_is_there_again(history: History) -> None:
     assert history.path.stat().st_mode & 0o77 == 0
 
 
+def test_the_last_questions_of_all_chats_come_once_each_and_the_newest_first(history: History) -> None:
+    assert history.questions(5) == []
+    talk(history, "one", "answer", "two", "answer", "one")
+    talk(history, "three\nlines", "two", "two")
+    assert history.questions(5) == ["two", "three\nlines", "one"]
+    assert history.questions(2) == ["two", "three\nlines"]
+    assert history.questions(0) == []
+
+
 @pytest.mark.parametrize("text", ODD)
 def test_any_text_is_kept_and_may_be_searched(history: History, text: str) -> None:
     chat, (message,) = talk(history, text)

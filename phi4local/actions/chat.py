@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hardware.probe import probe_memory
+from phi4local.actions.lookup import builds_of, file_at, is_path
 from phi4local.backends import open_engine
 from phi4local.backends.load_settings import Budget
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.backends.survey import Question, Wanted, survey
 from phi4local.catalog import find_model
 from phi4local.engine import Engine, GenerationOptions
-from phi4local.errors import DoesNotFit, FormatError, NotFound, Phi4LocalError, UsageError
+from phi4local.errors import DoesNotFit, FormatError, Phi4LocalError
 from phi4local.fit import HOST
 from phi4local.measured import keep_load
 from phi4local.settings import state_folder
-from phi4local.store import Build, builds, find
+from phi4local.store import Build
 from phi4local.units import memory as memory_text
 from quant.gguf import Header
 from quant.sound import read_model_header
@@ -145,10 +145,10 @@ def locate(
 
     `replaced` will be closed before it is loaded.
     """
-    if name and (name.endswith(".gguf") or "/" in name):
-        path = _file(Path(name))
+    if name and is_path(name):
+        path = file_at(Path(name))
         return Located(path.name, str(path.absolute()), path.name, path)
-    choices = _choices(name)
+    choices = builds_of(name)
     if len(choices) == 1:
         return _located(choices[0], "")
     from phi4local.actions.fit import fit_files
@@ -161,43 +161,6 @@ def locate(
 
 def _located(build: Build, why: str) -> Located:
     return Located(build.label, build.manifest.name, build.manifest.build, build.path, build, why)
-
-
-def _choices(name: str | None) -> list[Build]:
-    """The builds of a model, the newest first; of the newest model without a name."""
-    here = sorted(builds(), key=lambda build: build.manifest.created, reverse=True)
-    if name is None and here:
-        name = here[0].manifest.name
-    if name is None:
-        raise NotFound(
-            "No model is here yet", hint="`phi4local demo` makes a tiny one, `phi4local pull phi-4` gets a real one"
-        )
-    return [build for build in here if build.manifest.name.lower() == name.lower()] or [_find(name)]
-
-
-def _find(name: str) -> Build:
-    """A build by name; a folder of that name is only a hint, because the store's names come first."""
-    try:
-        return find(name)
-    except NotFound as error:
-        if os.path.isdir(name):  # noqa: PTH112  unlike Path.is_dir, never raises for what cannot be a path
-            raise NotFound(error.message, hint=_quantize(f"./{name}")) from None
-        model = find_model(name.partition(":")[0])
-        if model and not error.hint.startswith("There is"):
-            raise NotFound(error.message, hint=f"phi4local pull {name}") from None
-        raise
-
-
-def _quantize(folder: str) -> str:
-    return f"`phi4local quantize {shlex.quote(folder)} --to Q4_K_M` makes a build of that folder"
-
-
-def _file(path: Path) -> Path:
-    if os.path.isdir(path):  # noqa: PTH112  see above
-        raise UsageError(f"`{path}` is a folder", hint=_quantize(str(path)))
-    if not os.path.isfile(path):  # noqa: PTH113  nor a pipe, which would be waited for without end
-        raise NotFound(f"No file `{path}`", hint="Give a .gguf file, or a name from `phi4local list`")
-    return path
 
 
 def _check_size(path: Path, build: Build | None) -> None:

@@ -61,9 +61,10 @@ class Fit:
     offer: str = ""  # arguments with which something fits, where nothing does without
 
 
-def fit(name: str, *, context: int | None = None, kv_type: str = "f16") -> Fit:
+def fit(name: str, *, context: int | None = None, kv_type: str = "f16", replaced: dict[str, int] | None = None) -> Fit:
     """Every build of a model: a name of the catalogue or of the store, a .gguf file, or a folder of official weights.
 
+    `replaced`: what a model that is loaded now holds, by device, where that will be closed before.
     (NotFound, UsageError, FormatError, BackendError)
     """
     subject = find_subject(name)
@@ -73,7 +74,8 @@ def fit(name: str, *, context: int | None = None, kv_type: str = "f16") -> Fit:
             hint=f"Choose `--context` up to {subject.config.context}",
         )
     report = probe(home_folder())
-    question = Question(subject.config, wanted_builds(subject), main_room(report.memory), context, kv_type)
+    main, wanted = main_room(report.memory), wanted_builds(subject)
+    question = Question(subject.config, wanted, main, context, kv_type, replaced or {})
     found, measured = ask(question)
     if found.problems and not found.builds:
         raise found.problems[0][1]

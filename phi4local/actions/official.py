@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,15 +114,19 @@ def _shard_files(snapshot: Snapshot, folder: Path) -> list[RemoteFile]:
     return files
 
 
+def room_bytes(plan: Plan, sizes: Sequence[int], *, keep: bool) -> int:
+    """What the result and two shards at most, or all of them where they stay, take on the disk while it is made."""
+    most = sum(sizes) if keep else max(map(sum, zip(sizes, [*sizes[1:], 0], strict=True)))
+    return int((plan.size_bytes + most) * _DISK_MARGIN)
+
+
 def check_room(planned: Planned, target: Path) -> None:
     """Refuse before the first tensor what cannot end: the result, and two shards or all (InsufficientResources)."""
     sizes = list(planned.shards.sizes.values())
-    kept = planned.shards.keeps
-    most = sum(sizes) if kept else max(map(sum, zip(sizes, [*sizes[1:], 0], strict=True)))
     here = sum(path.stat().st_blocks * 512 for path in planned.folder.glob("*.safetensors"))
     partial = partial_path(target)
     here += partial.stat().st_blocks * 512 if partial.exists() else 0
-    needed = int((planned.plan.size_bytes + most) * _DISK_MARGIN) - here
+    needed = room_bytes(planned.plan, sizes, keep=planned.shards.keeps) - here
     if needed > shutil.disk_usage(planned.folder).free:
         raise disk_full(planned.folder, needed)
 

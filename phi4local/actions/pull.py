@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi4local.actions.choice import OFFICIAL, READY, Choice, offline_error
-from phi4local.actions.official import Planned, build_official, check_room, plan_official, source_folder
+from phi4local.actions.official import Planned, build_official, check_room, plan_official, room_bytes, source_folder
 from phi4local.actions.quantize import cores, make_manifest
 from phi4local.actions.ready import Fetched, fetch_ready, header_copy
 from phi4local.catalog import ReadyMade
@@ -49,6 +49,16 @@ class Preview:
     revision: str
     files: tuple[RemoteFile, ...]
     plan: Plan | None
+
+    @property
+    def fetched_bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What it takes on the disk at most, while it is made."""
+        sizes = [file.bytes for file in self.files]
+        return room_bytes(self.plan, sizes, keep=False) if self.plan else sum(sizes)
 
 
 def preview(choice: Choice, *, offline: bool = False) -> Generator[Progress, None, Preview]:

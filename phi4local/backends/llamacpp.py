@@ -3,10 +3,11 @@
     open        start the worker, load the model
     stream      one answer; the worker is started again first when it has died
     restore     what an earlier session has read, from a file; after a death by itself, once
+    count       the tokens of a conversation; the cache stays as it is
     crash       before the first word: once more, with safe settings; when that works it is remembered
                 after it: BackendError, and the next question works again
 
-One engine has one KV cache; its sessions take turns.
+One engine has one KV cache; its sessions take turns. `close` and `alive` wait for nobody's turn.
 """
 
 from __future__ import annotations
@@ -15,33 +16,25 @@ import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from phi4local.backends.ask import REINSTALL
-from phi4local.backends.llamacpp_answer import Answer, checked, ends, load_of, printable
+from phi4local.backends import llamacpp_requests as requests
+from phi4local.backends.llamacpp_answer import Answer, checked, ends, error_of, load_of
+from phi4local.backends.llamacpp_requests import Deadlines
 from phi4local.backends.load_settings import Budget, LoadSettings
 from phi4local.backends.process import ENGINE_VARIABLES, Worker, WorkerDied, python_module
 from phi4local.backends.safe_mode import crash_remembered, machine_and_build, memory_file, remember_crash
-from phi4local.backends.states import room_bytes, writing_state
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, EngineInfo, Finish, GenerationOptions, Timing
-from phi4local.errors import BackendError, FormatError, NotFound, Phi4LocalError, UsageError
-from phi4local.files import atomic_write
+from phi4local.errors import BackendError, NotFound, Phi4LocalError, UsageError
 
-_DISK_BYTES_PER_SECOND = 100e6
 _LOG = "engine.log"
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """How long the worker may take before it is ended; `load_seconds` grows with the file."""
-
-    load_seconds: float = 20.0
-    template_seconds: float = 5.0
-    cancel_seconds: float = 10.0
+_GLANCE_SECONDS = 0.2  # how often who waits for a turn looks whether the engine was closed
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +43,7 @@ class Host:
 
     state_folder: Path
     command: tuple[str, ...] = python_module("phi4local.backends.llamacpp_worker")
-    deadlines: Deadlines = Deadlines()
+    deadlines: Deadlines = field(default_factory=Deadlines)
 
 
 class LlamaCppEngine:
@@ -74,11 +67,12 @@ class LlamaCppEngine:
         self._worker: Worker | None = None
         self._turn = threading.Lock()
         self._speaker = 0  # the thread that has the turn
-        self._reader: Callable[[], object] = lambda: None  # the session whose tokens are in the cache, if it still is
+        # The session whose tokens are in the cache, if it still is.
+        self._reader: Callable[[], LlamaCppSession | None] = lambda: None
         self._starts = 0
         self._answers = 0
         self._closed = False
-        self._load()
+        self._persistently(self._start)
 
     @property
     def info(self) -> EngineInfo:
@@ -91,49 +85,62 @@ class LlamaCppEngine:
             notes=(*self._crash_notes(), *self._rope_notes()),
         )
 
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's process runs (`phi4local.engine.Engine.alive`)."""
+        worker = self._worker
+        return not self._closed and worker is not None and worker.alive
+
     def open_session(self) -> LlamaCppSession:
         return LlamaCppSession(self)
 
+    def count(self, messages: Sequence[Message]) -> int:
+        """How many tokens the prompt of this conversation takes (`phi4local.engine.Engine.count`)."""
+        if not messages:
+            return 0
+        with self._speaking():
+            # What has been restored knows the ids of its own answers, so a new worker restores first, as for an answer.
+            ready = partial(self._ready, self._reader())
+            return self._persistently(lambda: requests.count(ready(), messages, self._host.deadlines))
+
     def time_tokens(self, prompt_tokens: int, generation_tokens: int) -> Timing:
-        """Measure reading and generating; what was in the cache is gone (BackendError)."""
+        """Measure reading and generating; what was in the cache is gone (UsageError, BackendError)."""
         request = {"op": "time", "prompt_tokens": prompt_tokens, "generation_tokens": generation_tokens}
-        with self._turn:
-            while True:
-                worker = self._running()
-                try:
-                    worker.send(request)
-                    event = checked(worker.receive())
-                    self._prove_safe_mode()
-                    return Timing(**event["timing"])
-                except WorkerDied as death:
-                    if not self._recover(death, first=False):
-                        raise self._failure(death) from None
+
+        def timing() -> Timing:
+            worker = self._running()
+            worker.send(request)
+            event = checked(worker.receive())
+            self._prove_safe_mode()
+            return Timing(**event["timing"])
+
+        with self._speaking():
+            return self._persistently(timing)
 
     def close(self) -> None:
-        """End the worker; an answer that is still coming ends with a BackendError."""
-        self._closed = True
-        if self._worker is not None:
-            self._worker.stop()
+        """End the worker, from any thread and at once; an answer that is still coming ends with a BackendError."""
+        self._closed = True  # first: a worker that is being started now is ended by who starts it
+        worker = self._worker
+        if worker is not None:
+            worker.stop()
 
     def cancel(self, answer: Answer) -> None:
         """From any thread: end this answer, also when it has not begun."""
         answer.cancelled = True
         worker = self._worker
         if answer.number and not answer.finished and worker is not None:
-            with contextlib.suppress(WorkerDied):
-                worker.send({"op": "cancel", "id": answer.number})
             answer.end_by(self._host.deadlines.cancel_seconds, worker)
+            threading.Thread(target=_send_cancel, args=(worker, answer.number), daemon=True).start()
 
     def save(self, session: LlamaCppSession, path: Path) -> int:
         """Write what the session has read (`phi4local.engine.Session.save`)."""
         with self._speaking():
             worker = self._worker
-            if self._closed:
-                raise UsageError("The engine is closed")
+            self._check_open()
             if self._reader() is not session or worker is None or not worker.alive:
                 return 0
             try:
-                written = self._saved(worker, path.absolute())
+                written = requests.save(worker, path.absolute(), self._host.deadlines)
             except WorkerDied as death:
                 raise self._failure(death) from None
             if written:
@@ -144,10 +151,9 @@ class LlamaCppEngine:
         """Take over what a session has read (`phi4local.engine.Session.restore`)."""
         with self._speaking():
             try:
-                worker = self._running()
+                tokens = requests.restore(self._running(), path.absolute(), self._host.deadlines)
             except WorkerDied as death:
                 raise self._failure(death) from None
-            tokens = self._restored(worker, path.absolute())
             if tokens:
                 self._reader = weakref.ref(session)
             session.kept = Kept(path.absolute(), self._starts) if tokens else None
@@ -166,12 +172,14 @@ class LlamaCppEngine:
         """Wait for the turn and take it (UsageError)."""
         if self._turn.locked() and self._speaker == threading.get_ident():  # it would wait for itself
             raise UsageError("The engine is still giving another answer", hint="Read it to its end, or close it")
-        with self._turn:
+        while not self._turn.acquire(timeout=_GLANCE_SECONDS):
+            self._check_open()
+        try:
             self._speaker = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._speaker = 0
+            yield
+        finally:
+            self._speaker = 0
+            self._turn.release()
 
     def _attempts(self, session: LlamaCppSession, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
         recoveries = 0
@@ -179,8 +187,9 @@ class LlamaCppEngine:
             try:
                 yield from self._attempt(session, request, answer)
             except WorkerDied as death:
-                if answer.began or recoveries == 2 or not self._recover(death, first=not recoveries):
+                if answer.began:
                     raise self._failure(death) from None
+                self._get_over(death, recoveries)
                 recoveries += 1
             else:
                 return
@@ -190,11 +199,11 @@ class LlamaCppEngine:
         self._reader = weakref.ref(session)
         self._answers += 1
         answer.number = self._answers
-        worker.send({**request, "id": answer.number})
-        if answer.cancelled:
-            self.cancel(answer)
         try:
             with worker.deadline("template", self._host.deadlines.template_seconds):
+                worker.send({**request, "id": answer.number})
+                if answer.cancelled:
+                    self.cancel(answer)
                 answer.rendered(worker.receive())
             while not answer.finished:
                 event = worker.receive()
@@ -204,85 +213,34 @@ class LlamaCppEngine:
             if not answer.finished:
                 self._put_to_rest(worker, answer)
 
-    def _ready(self, session: LlamaCppSession) -> Worker:
+    def _ready(self, session: LlamaCppSession | None) -> Worker:
         """A worker; a new one has taken over what the session has on disk. Once, in case it dies of that."""
-        worker, kept = self._running(), session.kept
-        if kept is None or kept.start == self._starts:
+        worker, kept = self._running(), session.kept if session else None
+        if session is None or kept is None or kept.start == self._starts:
             return worker
         session.kept = None
-        self._restored(worker, kept.path)
+        requests.restore(worker, kept.path, self._host.deadlines)
         return self._running()
 
-    def _saved(self, worker: Worker, path: Path) -> int:
-        """The worker writes into the file, which gets its name here: a death leaves nothing behind (WorkerDied)."""
-        seconds = self._host.deadlines.load_seconds
-        needed = self._asked("save", worker, {"op": "state_bytes"}, seconds)["state_bytes"]
-        with writing_state(path.parent, needed):
-            if not 0 < needed <= room_bytes(path.parent):
-                return 0
-            with atomic_write(path) as file:
-                request = {"op": "save", "path": file.name}
-                saved: int = self._asked("save", worker, request, seconds + needed / _DISK_BYTES_PER_SECOND)["saved"]
-        return saved
-
-    def _restored(self, worker: Worker, path: Path) -> int:
-        """How many tokens the worker took over; a file that it dies of is removed."""
-        try:
-            seconds = self._host.deadlines.load_seconds + path.stat().st_size / _DISK_BYTES_PER_SECOND
-            event = self._asked("restore", worker, {"op": "restore", "path": str(path)}, seconds)
-        except WorkerDied:
-            with contextlib.suppress(OSError):
-                path.unlink()
-        except (OSError, Phi4LocalError):  # no file, or no memory for the context that it needs
-            pass
-        else:
-            return int(event["restored"])
-        return 0
-
-    def _asked(self, phase: str, worker: Worker, request: Mapping[str, Any], seconds: float) -> Any:
-        """The event that answers a request; a worker whose answer nobody waits for is ended (WorkerDied)."""
-        try:
-            with worker.deadline(phase, seconds):
-                worker.send(request)
-                event = worker.receive()
-        except BaseException:
-            worker.stop()
-            raise
-        return checked(event)
-
-    def _running(self) -> Worker:
+    def _check_open(self) -> None:
         if self._closed:
             raise UsageError("The engine is closed")
+
+    def _running(self) -> Worker:
+        self._check_open()
         if self._worker is None or not self._worker.alive:
             self._start()
         assert self._worker is not None
         return self._worker
 
-    def _load(self) -> None:
-        """Start for the first time; a crash is retried like one in an answer."""
-        try:
-            self._start()
-        except WorkerDied as death:
-            if not self._recover(death, first=False):
-                raise self._failure(death) from None
-            try:
-                self._start()
-            except WorkerDied as again:
-                raise self._failure(again) from None
-
     def _start(self) -> None:
-        """Start a worker and load the model (WorkerDied)."""
+        """Start a worker and load the model (WorkerDied, UsageError)."""
         if self._worker is not None:
             self._worker.stop()
         self._worker = worker = Worker(self._host.command, self._host.state_folder / _LOG, ENGINE_VARIABLES)
-        load = {"op": "load", "settings": asdict(self._settings), "budget": asdict(self._budget())}
-        seconds = self._host.deadlines.load_seconds
         try:
-            with worker.deadline("load", seconds):
-                worker.send(load)
-                placed_bytes = checked(worker.receive())["placed"]
-            with worker.deadline("load", seconds + placed_bytes / _DISK_BYTES_PER_SECOND):
-                self._loaded = checked(worker.receive())["loaded"]
+            self._check_open()
+            self._loaded = requests.load(worker, self._settings, self._budget(), self._host.deadlines)
         except BaseException:
             worker.stop()
             raise
@@ -296,9 +254,26 @@ class LlamaCppEngine:
                 pass
             answer.finished = True
 
+    def _persistently(self, ask: Callable[[], Result]) -> Result:
+        """Ask, and again where that may help after a death."""
+        recoveries = 0
+        while True:
+            try:
+                return ask()
+            except WorkerDied as death:
+                self._get_over(death, recoveries)
+                recoveries += 1
+
+    def _get_over(self, death: WorkerDied, recoveries: int) -> None:
+        """Prepare to ask again, or raise what the death means."""
+        if recoveries == 2 or not self._recover(death, first=not recoveries):
+            raise self._failure(death) from None
+
     def _recover(self, death: WorkerDied, *, first: bool) -> bool:
         """Whether to ask again, and with which settings; nothing of the answer has been handed out yet."""
-        if death.phase == "template":
+        if self._closed:
+            return False
+        if death.phase in ("template", "count"):
             return first and not death.overdue  # it died before it took the question
         if not death.crashed or self._settings.safe_mode:
             return False
@@ -320,18 +295,7 @@ class LlamaCppEngine:
         if self._fresh_crash is not None:  # safe settings did not help
             self._fresh_crash = None
             self._settings = replace(self._settings, safe_mode=False)
-        if death.phase == "template" and (death.overdue or death.crashed):
-            return FormatError(
-                f"The chat template of `{self._path.name}` did not come to an end",
-                hint="Get another build of the model",
-            )
-        again = _DAMAGED if death.phase == "load" else _AGAIN
-        if death.overdue:
-            return BackendError(f"The engine did not {_DUTIES[death.phase]} in time and was ended", hint=again)
-        said = f": {printable(death.last_line)}" if death.explained and death.last_line else ""
-        failed_to_run = death.explained and not death.crashed
-        hint = REINSTALL if failed_to_run else _HINTS.get(death.cause, again)
-        return BackendError(f"The engine's process ended with {death.cause}{said}", hint=hint)
+        return BackendError("The engine was closed") if self._closed else error_of(death, self._path.name)
 
     def _crash_notes(self) -> Iterator[str]:
         crash = self._crash or (self._fresh_crash.cause if self._fresh_crash else "")
@@ -385,9 +349,7 @@ class LlamaCppSession:
         """Nothing to give back: the engine's cache belongs to whoever asks next."""
 
 
-_DUTIES = {"start": "start", "load": "load the model", "cancel": "stop", "work": "answer", "save": "keep its state"}
-_AGAIN = "Ask again: the engine starts anew by itself"
-_DAMAGED = (
-    "The file may be damaged (`phi4local verify` checks builds), or this machine needs another build of the model"
-)
-_HINTS = {"SIGKILL": "Perhaps memory ran out: choose a smaller build or a smaller `--context`"}
+def _send_cancel(worker: Worker, number: int) -> None:
+    """In a thread of its own: the pipe may be full, and who cancels does not wait."""
+    with contextlib.suppress(WorkerDied):
+        worker.send({"op": "cancel", "id": number})

@@ -1,4 +1,4 @@
-"""What the worker's events mean to the parent; an answer's become chunks and the finish."""
+"""What the worker's events mean to the parent, and its death; an answer's become chunks and the finish."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from phi4local import errors
-from phi4local.backends.process import Worker
+from phi4local.backends.ask import REINSTALL
+from phi4local.backends.process import Worker, WorkerDied
 from phi4local.conversation import ThinkSplitter
 from phi4local.engine import Chunk, Finish, Load, Stats
 from phi4local.fit import Use
@@ -89,9 +90,39 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
+def error_of(death: WorkerDied, name: str) -> errors.Phi4LocalError:
+    """What the death of a worker with the model `name` means to the user, once nothing more is done about it."""
+    if death.phase == "template" and (death.overdue or death.crashed):
+        return errors.FormatError(
+            f"The chat template of `{name}` did not come to an end", hint="Get another build of the model"
+        )
+    again = _DAMAGED if death.phase == "load" else _AGAIN
+    if death.overdue:
+        return errors.BackendError(f"The engine did not {_DUTIES[death.phase]} in time and was ended", hint=again)
+    said = f": {printable(death.last_line)}" if death.explained and death.last_line else ""
+    failed_to_run = death.explained and not death.crashed
+    hint = REINSTALL if failed_to_run else _HINTS.get(death.cause, again)
+    return errors.BackendError(f"The engine's process ended with {death.cause}{said}", hint=hint)
+
+
 def ends(event: Any) -> bool:
     """Whether nothing more comes of the answer."""
     return isinstance(event, dict) and ("finish" in event or "error" in event)
+
+
+_DUTIES = {
+    "start": "start",
+    "load": "load the model",
+    "count": "count the tokens",
+    "cancel": "stop",
+    "work": "answer",
+    "save": "keep its state",
+}
+_AGAIN = "Ask again: the engine starts anew by itself"
+_DAMAGED = (
+    "The file may be damaged (`phi4local verify` checks builds), or this machine needs another build of the model"
+)
+_HINTS = {"SIGKILL": "Perhaps memory ran out: choose a smaller build or a smaller `--context`"}
 
 
 def _rate(count: int, seconds: float) -> float:

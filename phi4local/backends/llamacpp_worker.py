@@ -2,12 +2,13 @@
 
     in    {"op": "load", "settings": {...}, "budget": {...}}
           {"op": "answer", "id": 1, "messages": [...], "options": {...}}
+          {"op": "count", "messages": [...]}
           {"op": "time", "prompt_tokens": 512, "generation_tokens": 128}
           {"op": "state_bytes"}  {"op": "save", "path": "..."}  {"op": "restore", "path": "..."}
           {"op": "cancel", "id": 1}           end of file: the parent is gone, and so is this process, at once
     out   {"placed": bytes that it will take}  {"loaded": {...}}  {"rendered": {...}}  {"finish": {...}}
-          {"timing": {...}}  {"state_bytes": 1}  {"saved": bytes}  {"restored": tokens}  {"error": {...}}
-          and, for every piece of an answer, a bare JSON string
+          {"counted": tokens}  {"timing": {...}}  {"state_bytes": 1}  {"saved": bytes}  {"restored": tokens}
+          {"error": {...}}  and, for every piece of an answer, a bare JSON string
 
 The first thread only reads requests, so that a cancellation or the parent's death is seen while llama.cpp computes.
 """
@@ -58,7 +59,7 @@ class Inbox:
         for line in stream:
             request = json.loads(line)
             if request["op"] == "cancel":
-                self.cancelled_id = request["id"]
+                self.cancelled_id = max(self.cancelled_id, request["id"])  # one may have been overtaken by the next
             else:
                 self._requests.put(request)
 
@@ -141,6 +142,7 @@ class Desk:
         operations: dict[str, Callable[[Request], None]] = {
             "load": self._load,
             "answer": self._answer,
+            "count": lambda request: self._events.send({"counted": len(self._prompt(request["messages"]))}),
             "time": self._time,
             "state_bytes": lambda _: self._events.send({"state_bytes": self._timeline.state_bytes}),
             "save": self._save,
@@ -175,15 +177,21 @@ class Desk:
 
     def _answer(self, request: Request) -> None:
         self._answer_id = request["id"]
-        rendered = self._prompts.render(request["messages"])
+        ids = self._prompt(request["messages"])
+        self._events.send({"finish": self._speak(ids, GenerationOptions(**request["options"]))})
+
+    def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
+        """A conversation's token ids (FormatError, UsageError); the parent is told when the template is done."""
+        rendered = self._prompts.render(messages)
         self._events.send({"rendered": {"thinking": rendered.thinking}})
         ids = self._prompts.ids(rendered)
         if not ids:  # llama.cpp would abort
             raise FormatError(f"The chat template of `{_name(self._model)}` writes nothing")
-        self._events.send({"finish": self._speak(ids, GenerationOptions(**request["options"]))})
+        return ids
 
     def _time(self, request: Request) -> None:
         """Tokens in no order, then generation at the beginning of a timeline, whatever its end; nothing is kept."""
+        self._answer_id = -1  # the last answer may have been cancelled, this was not
         vocabulary = self._model.vocabulary.size
         self._rounds += 1
         ids = [(self._rounds + 7919 * place) % vocabulary for place in range(request["prompt_tokens"])]

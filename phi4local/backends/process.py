@@ -22,10 +22,12 @@ from typing import Any
 
 _LOG_BYTES = 1 << 20
 _LOG_TAIL_BYTES = 4096
-_ENDING_SECONDS = 2.0
+_ENDING_SECONDS = 2.0  # for a process whose pipes have ended
+_MOMENT_SECONDS = 0.2  # for one that was killed, before it is left to a thread
+_LEAVING_SECONDS = 10.0  # for those, before another is started
 _PACKAGES = Path(__file__).resolve().parents[2]
 CRASHES = frozenset(("SIGSEGV", "SIGABRT", "SIGILL", "SIGBUS", "SIGFPE", "SIGTRAP", "SIGSYS"))
-_OVERDUE, _GARBLED = "a missed deadline", "a garbled message"
+_OVERDUE, _GARBLED, _MUTE, _STOPPED = "a missed deadline", "a garbled message", "closed pipes", "a stop"
 # An abort says why, without calling a debugger. And threads that wait for each other give the processor away after a
 # tenth of a millisecond instead of 15: next to one busy program that is 30 tokens a second instead of 3.
 ENGINE_VARIABLES = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "1000"}
@@ -35,7 +37,8 @@ _WINDOWS_ERRORS = 0xC0000000  # an exception code where other systems have a sig
 class WorkerDied(Exception):
     """The process is gone: `phase` is what it was doing, `cause` a signal's name, a status or why it was ended.
 
-    `crashed`: of its own fault, in native code. `overdue`: it took too long. `explained`: `last_line` may say why.
+    `crashed`: of its own fault, in native code. `overdue`: it took too long. `stopped`: by `Worker.stop`, from another
+    thread. `explained`: `last_line` may say why.
     """
 
     def __init__(self, phase: str, status: int, ended_for: str, last_line: str) -> None:
@@ -44,6 +47,7 @@ class WorkerDied(Exception):
         self.last_line = last_line
         self.cause = ended_for or cause(status)
         self.overdue = ended_for == _OVERDUE
+        self.stopped = ended_for == _STOPPED
         self.crashed = not ended_for and (self.cause in CRASHES or status >= _WINDOWS_ERRORS)
         self.explained = not ended_for and (status == -signal.SIGABRT or 0 <= status < _WINDOWS_ERRORS)
 
@@ -64,6 +68,7 @@ class Worker:
         self._log = _open_log(log)
         weakref.finalize(self, self._log.close)
         self._log_start = self._log.seek(0, os.SEEK_END)
+        _wait_for_leaving()
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -72,11 +77,17 @@ class Worker:
             env={**(variables or {}), **environment()},
             **own_group(),
         )
-        self.stop = weakref.finalize(self, _end, self._process)
+        self._finish = weakref.finalize(self, _end, self._process)
 
     @property
     def alive(self) -> bool:
+        """Whether the process runs; asks the system and never waits, also for other threads."""
         return self._process.poll() is None
+
+    def stop(self) -> None:
+        """End the process now, from any thread and whatever it does; who talks with it meets WorkerDied."""
+        self._end(_STOPPED)
+        self._finish()
 
     def send(self, request: Mapping[str, Any]) -> None:
         """Write one request (WorkerDied)."""
@@ -117,12 +128,17 @@ class Worker:
 
     def _end(self, why: str) -> None:
         if self.alive:
-            self._ended_for = why
+            self._ended_for = self._ended_for or why
             self._process.kill()
 
     def _death(self) -> WorkerDied:
-        self.stop()
-        return WorkerDied(self.phase, self._process.returncode, self._ended_for, self._last_line())
+        if not self._ended_for:
+            try:
+                self._process.wait(_ENDING_SECONDS)  # its pipes end before it does, and its status tells why
+            except subprocess.TimeoutExpired:
+                self._end(_MUTE)
+        self._finish()
+        return WorkerDied(self.phase, self._process.returncode or 0, self._ended_for, self._last_line())
 
     def _last_line(self) -> str:
         """The last thing that the process said, without the folder of the source file that it names."""
@@ -152,16 +168,39 @@ def environment() -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Close the pipes and take in the process, by force when it does not go."""
+    """Kill a process and take it in; one with much memory to give back is not waited for, but left to a thread.
+
+    By a signal, because a process that is itself stopped does not see its pipes end. And they are closed only after it
+    is gone: before that, a thread that waits in a pipe would not let go of it.
+    """
+    process.kill()
+    try:
+        process.wait(_MOMENT_SECONDS)
+    except subprocess.TimeoutExpired:
+        _leaving.add(process)
+        with contextlib.suppress(RuntimeError):  # at the interpreter's end there are no new threads, nor a need for one
+            threading.Thread(target=_take_in, args=(process,), daemon=True).start()
+    else:
+        _take_in(process)
+
+
+_leaving: set[subprocess.Popen[bytes]] = set()  # killed, and not gone yet
+
+
+def _take_in(process: subprocess.Popen[bytes]) -> None:
+    process.wait()
     for pipe in (process.stdin, process.stdout):
         with contextlib.suppress(OSError):
             if pipe is not None:
                 pipe.close()
-    try:
-        process.wait(_ENDING_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    _leaving.discard(process)
+
+
+def _wait_for_leaving() -> None:
+    """The memory of what was ended is free before anybody measures what is."""
+    for process in tuple(_leaving):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_LEAVING_SECONDS)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

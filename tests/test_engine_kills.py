@@ -1,0 +1,112 @@
+"""The engine's process is killed again and again, whatever it does; the next question works, and nothing remains.
+
+PHI4LOCAL_KILLS sets how often.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from phi4local.backends.llamacpp import Host, LlamaCppEngine
+from phi4local.backends.load_settings import LoadSettings
+from phi4local.conversation import Message
+from phi4local.engine import Chunk, Finish, GenerationOptions, Session
+from phi4local.errors import BackendError
+from phi4local.settings import nano_folder
+from tests.running import make
+
+KILLS = int(os.environ.get("PHI4LOCAL_KILLS", "20"))
+ASK = [Message("user", "12 + 34")]
+LONG_ASK = [Message("user", "12 + 34 " * 550)]  # fills the context, and is read for about a second
+FEW = GenerationOptions(max_tokens=20)
+ENDLESS = GenerationOptions(temperature=9.0, top_k=0, top_p=1.0)  # any token, so hardly ever the end token
+SOON = 2.0
+
+
+class Killer:
+    """Kills the engine's process, and knows when it did."""
+
+    def __init__(self) -> None:
+        self.struck = 0.0
+        self._worker = psutil.Process().children()[0]
+
+    def strike(self) -> None:
+        self.struck = time.monotonic()
+        self._worker.kill()
+
+
+def while_idle(engine: LlamaCppEngine, _session: Session, _luck: random.Random) -> None:
+    Killer().strike()
+    deadline = time.monotonic() + SOON
+    while engine.alive:
+        assert time.monotonic() < deadline
+
+
+def while_reading(_engine: LlamaCppEngine, session: Session, luck: random.Random) -> None:
+    killer = Killer()
+    timer = threading.Timer(luck.uniform(0.0, 0.6), killer.strike)
+    timer.start()
+    try:
+        list(session.stream(LONG_ASK, FEW))
+    finally:
+        assert time.monotonic() - killer.struck < SOON or not killer.struck
+        timer.join()
+
+
+def while_generating(_engine: LlamaCppEngine, session: Session, luck: random.Random) -> None:
+    killer, last = Killer(), luck.randrange(200)
+    try:
+        for number, _ in enumerate(session.stream(ASK, ENDLESS)):
+            if number == last:
+                killer.strike()
+    finally:
+        assert time.monotonic() - killer.struck < SOON
+
+
+def while_counting(engine: LlamaCppEngine, _session: Session, luck: random.Random) -> None:
+    timer = threading.Timer(luck.uniform(0.0, 0.02), Killer().strike)
+    timer.start()
+    while timer.is_alive():
+        assert engine.count(LONG_ASK) > 3000  # asks again by itself, if need be
+    timer.join()
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[LlamaCppEngine]:
+    make(nano_folder(), "Q8_0", tmp_path / "nano.gguf")
+    settings = LoadSettings(str(tmp_path / "nano.gguf"), threads=1)
+    with contextlib.closing(LlamaCppEngine(settings, Host(tmp_path / "state"))) as opened:
+        yield opened
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_kills_at_random_moments(engine: LlamaCppEngine) -> None:
+    luck, session, broken = random.Random(5), engine.open_session(), Counter[str]()
+    moments = (while_reading, while_generating, while_idle, while_counting)
+    for number in range(KILLS):
+        moment = moments[number % len(moments)]
+        try:
+            moment(engine, session, luck)
+        except BackendError as error:
+            assert "SIGKILL" in error.message
+            broken[moment.__name__] += 1
+        *chunks, finish = session.stream(ASK, FEW)
+        assert isinstance(finish, Finish)
+        assert "".join(chunk.text for chunk in chunks if isinstance(chunk, Chunk)).endswith("46")
+        assert engine.alive
+        [worker] = psutil.Process().children(recursive=True)
+        assert worker.status() != psutil.STATUS_ZOMBIE
+    assert not engine.info.safe_mode
+    assert broken["while_reading"] > KILLS // 8
+    assert broken["while_generating"] > KILLS // 8
+    assert not broken["while_idle"]

@@ -1,0 +1,159 @@
+"""What the screen of models has done in threads, and what it asks before: facts in, facts out, no widget."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from phi4local.actions.choice import Choice, choose
+from phi4local.actions.fit import DEFAULT_MODEL, SMALLEST, Fit, fit
+from phi4local.actions.pull import Preview, preview
+from phi4local.actions.quantize import name_of, plan_build, quantize, target_of
+from phi4local.errors import Phi4LocalError
+from phi4local.settings import models_folder
+from phi4local.store import Build, find, is_own, remove
+from phi4local.units import file_size
+from quant.plan import Plan
+from quant.progress import Progress
+from ui.builds import Answers, fetched_bytes, machine_line, rate
+from ui.jobs import Tell, follow
+from ui.offers import Offered
+
+KEEPS = "What is done stays, and the same choice goes on from there."
+_SLOW_TPS = 4.0  # slower than people read
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What getting a build would take, and how much room there is for it."""
+
+    choice: Choice
+    preview: Preview
+    free_bytes: int
+
+
+def look(label: str, tell: Tell) -> Looked:
+    """Ask the hub what there is to fetch (the errors of `choose` and `preview`)."""
+    choice = choose(label, None)
+    found = follow(preview(choice), tell)
+    tell(Progress("headers", 0, 0))  # where it was stopped, nothing is offered
+    return Looked(choice, found, _free_bytes())
+
+
+def ask(name: str, given_back: Mapping[str, int]) -> Fit | Phi4LocalError:
+    """What the engine says of a model's builds, or why it says nothing."""
+    try:
+        return fit(name, replaced=dict(given_back))
+    except Phi4LocalError as error:
+        return error
+
+
+def make(plan: Plan, tell: Tell) -> Build:
+    """Build into the store (the errors of `quantize`)."""
+    build, _ = follow(quantize(plan, target_of(plan, None), force=False), tell)
+    return build
+
+
+def plan(folder: Path, build: str, tell: Tell) -> Plan:
+    """What building from a folder would make (the errors of `plan_build`)."""
+    found = plan_build(folder, build)
+    tell(Progress("headers", 0, 0))
+    return found
+
+
+def delete(label: str) -> str:
+    """Remove a build; what to say of it (NotFound, UsageError)."""
+    build = find(label, missing=True)
+    freed = f"{file_size(build.manifest.bytes)} are free again" if is_own(build) else "its file was another program's"
+    remove(build)
+    return f"{label} is gone; {freed}"
+
+
+def _free_bytes() -> int:
+    folder = models_folder().absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def offer_of(looked: Looked) -> Offered:
+    """What is asked before a pull."""
+    choice, found = looked.choice, looked.preview
+    count = len(found.files)
+    files = "a published file" if choice.ready else f"{count} file{'s' if count != 1 else ''} of official weights"
+    facts = [("To fetch", f"{file_size(found.fetched_bytes)}, {files}"), ("From", found.repository)]
+    if found.plan:
+        made = f"{file_size(found.plan.size_bytes)}, {found.plan.bits_per_weight:.2f} bits per weight"
+        facts.append(("Makes", f"{made}, {_repairs(found.plan)}"))
+    facts.append(("On disk", f"{file_size(found.disk_bytes)} at most, {file_size(looked.free_bytes)} are free"))
+    short = found.disk_bytes > looked.free_bytes
+    return Offered(
+        f"Get {choice.label}?",
+        facts,
+        (choice.why, f"It can be stopped at any time. {KEEPS}"),
+        "There is not enough room on the disk for all of it." if short else "",
+    )
+
+
+def offer_of_plan(found: Plan) -> Offered:
+    """What is asked before a build from a folder."""
+    facts = [
+        ("From", str(found.source.folder)),
+        ("Makes", f"{file_size(found.size_bytes)}, {found.bits_per_weight:.2f} bits per weight, {_repairs(found)}"),
+        ("On disk", f"{file_size(found.size_bytes)}, {file_size(_free_bytes())} are free"),
+    ]
+    notes = (f"It can be stopped at any time. {KEEPS}",)
+    return Offered(f"Make {name_of(found)}:{found.build}?", facts, notes, yes="Make it")
+
+
+def _repairs(found: Plan) -> str:
+    count = len(found.repairs)
+    return "nothing to repair" if not count else f"{count} repair{'s' if count != 1 else ''}"
+
+
+def starter(answers: Answers) -> str | None:
+    """The model for somebody who has none; None while that is not known yet.
+
+    The larger one where it fits and is no slower than people read, else the smaller one.
+    """
+    first = answers.get(DEFAULT_MODEL)
+    if first is None:
+        return None
+    tps = _best_tps(first)
+    if isinstance(first, Fit) and first.recommendation.build and (tps is None or tps >= _SLOW_TPS):
+        return DEFAULT_MODEL
+    return SMALLEST if SMALLEST in answers else None
+
+
+def _best_tps(answer: Fit | Phi4LocalError) -> float | None:
+    rows = answer.builds if isinstance(answer, Fit) else ()
+    best = answer.recommendation.build if isinstance(answer, Fit) else None
+    return next((row.expected.generation_tps for row in rows if row.build == best), None)
+
+
+def welcome(name: str | None, answers: Answers) -> list[str]:
+    """What a first run is told: the machine, the recommendation and its price, and the second choice."""
+    known = next((answer for answer in answers.values() if isinstance(answer, Fit)), None)
+    lines = [machine_line(known.machine.report) if known else "Looking at this machine…"]
+    answer = answers.get(name) if name else None
+    if name and isinstance(answer, Fit) and answer.recommendation.build:
+        lines.append(_recommended(name, answer, answers))
+    elif name:
+        lines.append("Nothing larger than the tiny model can be recommended here")
+    lines.append("Or with t: a tiny built-in model, made in seconds without a network")
+    return lines
+
+
+def _recommended(name: str, answer: Fit, answers: Answers) -> str:
+    label, tps = f"{name}:{answer.recommendation.build}", _best_tps(answer)
+    try:
+        size_bytes = fetched_bytes(choose(label, None))
+    except Phi4LocalError:
+        size_bytes = None
+    price = f", {file_size(size_bytes)} to fetch" if size_bytes else ""
+    speed = f", ~{rate(tps)} token/s" if tps else ""
+    larger = _best_tps(answers[DEFAULT_MODEL]) if name != DEFAULT_MODEL and DEFAULT_MODEL in answers else None
+    than = f" ({DEFAULT_MODEL}: ~{rate(larger)})" if larger else ""
+    return f"Recommended: {label}{price}{speed}{than}"

@@ -1,0 +1,282 @@
+"""A screen whose transcript follows the model thread: what it tells becomes what is seen."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from textual import on
+from textual.screen import Screen
+
+from phi4local.actions.talk import TooLong, save, shortened
+from phi4local.chats import Message
+from phi4local.errors import NotFound, Phi4LocalError
+from ui import model_thread as told
+from ui.model_thread import ModelChoice, ModelThread
+from ui.open_chat import OpenChat
+from ui.status import State, StatusLine, StatusPanel
+from ui.transcript import Transcript
+from ui.turn import Place, Turn
+
+if TYPE_CHECKING:
+    from textual.message import Message as Fact
+
+    from phi4local.actions.talk import Answered
+
+_WATCH_SECONDS = 0.5
+
+
+class AnsweringScreen(Screen[None]):
+    """Holds the open chat, the model and its thread. What a user can do is in the class below this one."""
+
+    def __init__(self, choice: ModelChoice) -> None:
+        super().__init__()
+        self.choice = choice
+        self.talk: OpenChat  # opened when the screen has been painted once
+        self.model = ModelThread(self._tell)
+        self.waiting: int | None = None  # the question whose answer has not ended
+        self._unsaved: list[Message] = []
+        self._thinking_since = 0.0
+        self._was_dead = False
+        self._state: State = "none"
+
+    def _tell(self, fact: Fact) -> None:
+        with contextlib.suppress(RuntimeError):  # the program is being left
+            self.post_message(fact)
+
+    # ---- parts ----
+
+    @property
+    def transcript(self) -> Transcript:
+        return self.query_one(Transcript)
+
+    @property
+    def status(self) -> StatusLine:
+        return self.query_one(StatusLine)
+
+    @property
+    def label(self) -> str:
+        """What the model in use is called."""
+        return self.model.opened.label if self.model.opened else self.talk.chat.model
+
+    def begin(self, talk: OpenChat) -> None:
+        """The first paint is done: open the model behind it, and watch it."""
+        self.talk = talk
+        self.model.open(self.choice)
+        self.set_interval(_WATCH_SECONDS, self._watch_engine)
+
+    def complain(self, error: Phi4LocalError, *, title: str = "") -> None:
+        """Say what went wrong and what to do about it."""
+        hint = f"\n{error.hint}" if error.hint else ""
+        self.notify(f"{error.message}{hint}", title=title, severity="error", timeout=10, markup=False)
+
+    def show_chat(self, at: int | None = None) -> None:
+        """The open branch as it is on disk."""
+        start = self.talk.start
+        turns = []
+        for index, message in enumerate(self.talk.branch):
+            turn = Turn(message, self.talk.place(message), self._speaker(message))
+            turn.rule = self._rule(start) if index == start and start else ""
+            turns.append(turn)
+        self.transcript.show(turns, at)
+        self.show_title()
+        self.show_latency()
+
+    def _rule(self, start: int) -> str:
+        told = "is told a summary of" if self.talk.chat.sampling.get("summary") else "is no longer told"
+        return f"the model {told} the {start} messages above"
+
+    def _speaker(self, message: Message) -> str:
+        model = (message.stats or {}).get("model")
+        return model if isinstance(model, str) and model else self.label or "Answer"
+
+    def show_title(self) -> None:
+        """The chat's name, and where it is kept."""
+
+    def show_latency(self) -> None:
+        self.query_one(StatusPanel).show_answers([one.stats for one in self.talk.branch if one.stats])
+
+    # ---- asking ----
+
+    def ask_model(self) -> None:
+        """Let the model answer the question at the end of the branch."""
+        self.waiting = self.talk.branch[-1].id
+        self._set_state("reading" if self.model.opened else "loading")
+        self._try_to_save()
+        self.model.ask(self.talk.history, self.talk.chat, self.talk.branch)
+
+    def _set_state(self, state: State, tokens: int = 0) -> None:
+        self._state = state
+        self.status.show_state(state, tokens)
+        self.set_class(self.waiting is not None, "-answering")
+        self.refresh_bindings()
+
+    def _try_to_save(self) -> None:
+        """Answers that a full disk kept from it."""
+        self._unsaved = [one for one in self._unsaved if save(self.talk.history, one) is not None]
+
+    # ---- what the thread tells ----
+
+    @on(told.Loading)
+    def _loading(self) -> None:
+        self._set_state("loading")
+
+    @on(told.Loaded)
+    def _loaded(self, fact: told.Loaded) -> None:
+        self.choice = fact.choice
+        self._show_model()
+        with contextlib.suppress(Phi4LocalError):  # it is only a note for the next time
+            self.talk.set(model=fact.opened.label)
+        for note in fact.opened.engine.info.notes:
+            self.notify(note, timeout=8, markup=False)
+        self._set_state("reading" if self.waiting is not None else "ready")
+        self.recount()
+
+    @on(told.LoadFailed)
+    def _load_failed(self, fact: told.LoadFailed) -> None:
+        self._show_model()
+        self._set_state("ready" if fact.kept else "none")
+        if fact.kept is None and isinstance(fact.error, NotFound) and fact.choice.name is None:
+            self.first_run()
+            return
+        going_on = f"Going on with {fact.kept.label}" if fact.kept else "The model was not loaded"
+        self.complain(fact.error, title=going_on)
+
+    def first_run(self) -> None:
+        """There is no model on this machine."""
+
+    def _show_model(self) -> None:
+        self._was_dead = False
+        self.status.show_model(self.model.opened)
+        self.query_one(StatusPanel).show_model(self.model.opened)
+        if self.model.opened:
+            self.status.budget.show(None, self.model.opened.engine.info.context_tokens)
+
+    def recount(self) -> None:
+        """Ask how many tokens the branch takes."""
+        if self.model.opened and self.waiting is None:
+            if self.talk.is_new:
+                self.model.count(self.talk.chat, self.talk.branch)
+            else:
+                self.model.visit(self.talk.chat, self.talk.branch)
+
+    @on(told.Counted)
+    def _counted(self, fact: told.Counted) -> None:
+        leaf = self.talk.branch[-1].id if self.talk.branch else None
+        if fact.leaf == leaf and self.model.opened:
+            self.status.budget.show(fact.tokens, self.model.opened.engine.info.context_tokens)
+
+    @on(told.Refused)
+    def _refused(self, fact: told.Refused) -> None:
+        self.waiting = None
+        self._set_state("ready" if self.model.opened else "none")
+        turn = self.transcript.turn_of(fact.question.id)
+        if turn:
+            turn.end(turn.message, _told(fact.error, "press r on it to ask again"))
+            self.transcript.changed(turn)
+        if isinstance(fact.error, TooLong):
+            self.too_long(fact.error)
+
+    def too_long(self, error: TooLong) -> None:
+        """The conversation does not fit any more."""
+
+    @on(told.Begun)
+    def _begun(self, fact: told.Begun) -> None:
+        if not self._is_here(fact.message):
+            return
+        self.talk.answered(fact.message)
+        turn = Turn(fact.message, Place(), self.label)
+        with contextlib.suppress(Phi4LocalError):
+            turn.place = self.talk.place(fact.message)
+        turn.begin("…")
+        self.transcript.add(turn)
+        self._thinking_since = 0.0
+        self._set_state("reading", fact.prompt_tokens)
+
+    def _is_here(self, answer: Message) -> bool:
+        """Whether an answer belongs to the branch that is open; another chat may have been opened meanwhile."""
+        return answer.chat == self.talk.chat.id and any(one.id == answer.parent for one in self.talk.branch)
+
+    @on(told.Delta)
+    def _delta(self, fact: told.Delta) -> None:
+        turn = self.transcript.turn_of(fact.message)
+        if turn is None:
+            return
+        if fact.thinking:
+            self._thinking_since = self._thinking_since or time.monotonic()
+        thought = time.monotonic() - self._thinking_since if fact.thinking else 0.0
+        turn.grow(fact.text, fact.thinking, thought)
+        self.transcript.changed(turn)
+        if self._state != "answering":
+            self._set_state("answering")
+
+    @on(told.Unsaved)
+    def _not_saved(self, fact: told.Unsaved) -> None:
+        self.complain(fact.error, title="The answer is not on disk")
+
+    @on(told.Ended)
+    def _ended(self, fact: told.Ended) -> None:
+        answered = fact.answered
+        message, error = answered.message, answered.error
+        self.waiting = None
+        if answered.unsaved:
+            self._unsaved.append(message)
+            self.complain(answered.unsaved, title="The answer is not on disk; it is tried again with the next question")
+        if self._is_here(message):
+            self.talk.answered(message)
+        if turn := self.transcript.turn_of(message.id):
+            turn.end(message, _told(error, "r asks again") if error else _cut(answered))
+            self.transcript.changed(turn)
+        if answered.finish and self.model.opened:
+            stats = answered.finish.stats
+            self.status.show_speed(stats.generation_tps, stats.ttft_seconds)
+            used = stats.prompt_tokens + stats.generation_tokens
+            self.status.budget.show(used, self.model.opened.engine.info.context_tokens)
+        self.show_latency()
+        self._set_state("stopped" if self.model.is_dead else "ready")
+
+    @on(told.Summarised)
+    def _summarised(self, fact: told.Summarised) -> None:
+        self.waiting = None
+        self._set_state("ready")
+        if fact.error or not fact.text:
+            self.complain(
+                fact.error or Phi4LocalError("The model wrote no summary", hint="Drop the oldest turns instead")
+            )
+        elif fact.chat == self.talk.chat.id:
+            self.shorten(fact.start, fact.text)
+
+    def shorten(self, start: int | None, summary: str = "") -> None:
+        """Let the model be told less, and ask what is waiting for room."""
+        try:
+            self.talk.set(sampling=shortened(self.talk.chat, start, summary))
+        except Phi4LocalError as error:
+            self.complain(error)
+            return
+        self.show_chat()
+        if self.talk.branch and self.talk.branch[-1].role == "user":
+            self.ask_model()
+        else:
+            self.recount()
+
+    @on(told.Bug)
+    def _bug(self, fact: told.Bug) -> None:
+        raise fact.error
+
+    def _watch_engine(self) -> None:
+        """The engine may die while nobody asks it anything."""
+        dead = self.model.is_dead
+        if dead and not self._was_dead and self.waiting is None:
+            self._set_state("stopped")
+            self.notify("The engine's process has ended. It starts again with the next question", severity="warning")
+        self._was_dead = dead
+
+
+def _told(error: Phi4LocalError, instead: str) -> str:
+    return f"{error.message}\n{error.hint or instead}"
+
+
+def _cut(answered: Answered) -> str:
+    reason = answered.finish.reason if answered.finish else ""
+    return "cut off: the longest answer or the end of the context is reached" if reason == "length" else ""

@@ -1,0 +1,253 @@
+"""Builds as rows of a table, from the store's, the catalogue's and the engine's facts. Knows no widget."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hardware.report import Report
+from phi4local.actions.choice import Choice, choose
+from phi4local.actions.demo import BUILD as NANO_BUILD
+from phi4local.actions.fit import Fit
+from phi4local.catalog import Model, models
+from phi4local.errors import Phi4LocalError
+from phi4local.fit import HOST, UNKNOWN_BYTES
+from phi4local.recommend import BuildFit
+from phi4local.settings import nano_folder
+from phi4local.store import Build
+from phi4local.units import file_size, memory
+from quant.journal import partial_path
+
+COLUMNS = ("name", "file", "bits", "memory", "goes to", "token/s", "", "from")
+RIGHT = frozenset(("file", "bits", "memory", "token/s"))
+SPARE = ("from", "bits", "file")  # left out in this order where there is no room
+NANO = f"{nano_folder().name}:{NANO_BUILD}"
+ASKING = "asking the engine…"
+
+_PLACES = {"gpu": "GPU", "cpu": "memory", "none": "too large"}
+
+Answers = Mapping[str, Fit | Phi4LocalError]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row. `label` is NAME:BUILD, empty where there is nothing to be had; `marks` are classes of its looks."""
+
+    label: str
+    cells: tuple[str, ...]
+    marks: frozenset[str] = frozenset()
+    detail: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        return "-here" in self.marks
+
+    @property
+    def is_used(self) -> bool:
+        return "-used" in self.marks
+
+
+def offered() -> list[Model]:
+    """The models of which something can be had that runs here."""
+    return [model for model in models() if model.config or _is_published(model)]
+
+
+def _is_published(model: Model) -> bool:
+    files = (file for files in model.ready.values() for file in files)
+    return model.runtimes.get("llama.cpp", "yes") == "yes" and any(file.is_gguf for file in files)
+
+
+def here_entries(here: Sequence[Build], answers: Answers, current: str | None) -> list[Entry]:
+    """What is installed."""
+    entries = [_here_entry(build, answers.get(build.manifest.name), current, build.label) for build in here]
+    return [*entries, *nano_entries(here)]
+
+
+def model_entries(model: Model, here: Sequence[Build], answers: Answers, current: str | None) -> list[Entry]:
+    """Every build of a model, the smallest first; before the engine has answered, those that are here."""
+    answer = answers.get(model.name)
+    mine = {build.manifest.build: build for build in here if build.manifest.name == model.name}
+    entries = []
+    for fit in _told(answer):
+        build = mine.pop(fit.build, None)
+        if build:
+            entries.append(_here_entry(build, answer, current, fit.build))
+        else:
+            entries.append(_absent_entry(model, fit, answer if isinstance(answer, Fit) else None))
+    entries += [_here_entry(build, answer, current, build.manifest.build) for build in mine.values()]
+    if isinstance(answer, Phi4LocalError):
+        absent = (build for build in model.ready if build not in {b.manifest.build for b in here})
+        entries += [_unknown_entry(model, build) for build in absent]
+    elif answer is None:
+        entries.append(Entry("", (ASKING, *[""] * (len(COLUMNS) - 1)), frozenset({"-asking"})))
+    return [*entries, *nano_entries(here)]
+
+
+def nano_entries(here: Sequence[Build]) -> list[Entry]:
+    """The built-in model, where it is not here."""
+    if any(build.label == NANO for build in here):
+        return []
+    size_bytes = sum(path.stat().st_size for path in nano_folder().glob("*.safetensors")) // 2
+    detail = (
+        "A tiny model that comes with this program, for trying it out: it is made here in seconds, without a network, "
+        "and can do little but short sums."
+    )
+    cells = (NANO, file_size(size_bytes), "8.5", "", "", "", "built in", "made here in seconds, without a network")
+    return [Entry(NANO, cells, frozenset({"-nano"}), detail)]
+
+
+def best_label(name: str, answer: Fit | Phi4LocalError | None) -> str | None:
+    """The recommended build of a model, as far as that is known."""
+    best = answer.recommendation.build if isinstance(answer, Fit) else None
+    return f"{name}:{best}" if best else None
+
+
+def _told(answer: Fit | Phi4LocalError | None) -> list[BuildFit]:
+    if not isinstance(answer, Fit):
+        return []
+    return [row for row in answer.builds if row.format == "gguf" or not row.note.startswith("runs")]
+
+
+def _here_entry(build: Build, answer: Fit | Phi4LocalError | None, current: str | None, title: str) -> Entry:
+    manifest = build.manifest
+    fit = next((row for row in _told(answer) if row.build == manifest.build), None)
+    used = build.label == current
+    best = isinstance(answer, Fit) and answer.recommendation.build == manifest.build and len(_told(answer)) > 1
+    marks = {"-here"} | ({"-used"} if used else set()) | ({"-best"} if best else set())
+    room = _room(fit) if fit else (ASKING if answer is None else "", "", "")
+    state = "in use" if used else "here"
+    source = str(manifest.source["repo"] or manifest.source.get("path") or "made here from a folder")
+    detail = " ".join(filter(None, (_why(answer, best), _needs(fit, answer), f"From {source}.")))
+    cells = (title, file_size(manifest.bytes), f"{manifest.bpw:.1f}", *room, state, source)
+    return Entry(build.label, cells, frozenset(marks), detail)
+
+
+def _absent_entry(model: Model, fit: BuildFit, answer: Fit | None) -> Entry:
+    label = f"{model.name}:{fit.build}"
+    best = answer is not None and answer.recommendation.build == fit.build
+    marks = {"-nowhere"} if fit.where == "none" else {"-best"} if best else set()
+    choice = _choice(label)
+    bits = f"{8 * (fit.file_bytes - model.header_bytes) / model.parameters:.1f}" if model.parameters else ""
+    detail = " ".join(filter(None, (_why(answer, best), _needs(fit, answer), origin(choice))))
+    source = _source(choice)
+    cells = (fit.build, file_size(fit.file_bytes), bits, *_room(fit), _state(choice), source)
+    return Entry(label if choice else "", cells, frozenset(marks), detail)
+
+
+def _unknown_entry(model: Model, build: str) -> Entry:
+    """A published build that the engine cannot be asked about."""
+    label = f"{model.name}:{build}"
+    choice = _choice(label)
+    size = file_size(choice.ready.bytes) if choice and choice.ready and choice.ready.bytes else ""
+    cells = (build, size, "", "", "", "", _state(choice), _source(choice))
+    return Entry(label if choice else "", cells, frozenset(), origin(choice))
+
+
+def _choice(label: str) -> Choice | None:
+    """Where a build would be had from; None: it cannot be run here. A label with its build asks no network."""
+    try:
+        return choose(label, None)
+    except Phi4LocalError:
+        return None
+
+
+def _state(choice: Choice | None) -> str:
+    if choice is None:
+        return ""
+    if os.path.lexists(partial_path(choice.target)):
+        return "begun"
+    return "published" if choice.ready else "made here"
+
+
+def _source(choice: Choice | None) -> str:
+    return "" if choice is None else choice.ready.repository if choice.ready else choice.model.repository
+
+
+def origin(choice: Choice | None) -> str:
+    """Where a build would come from, in a sentence."""
+    if choice is None:
+        return ""
+    size_bytes = fetched_bytes(choice)
+    about = f", {file_size(size_bytes)} to fetch" if size_bytes else ""
+    if choice.ready:
+        return f"Published by {choice.ready.repository}{about}."
+    return f"Made from {choice.model.repository} as it arrives{about}."
+
+
+def fetched_bytes(choice: Choice) -> int | None:
+    """What would have to be fetched, as far as the catalogue knows; the official weights have two bytes each."""
+    if choice.ready:
+        return choice.ready.bytes
+    return 2 * choice.model.parameters if choice.model.parameters else None
+
+
+def _room(fit: BuildFit) -> tuple[str, str, str]:
+    """Memory, where it goes, and how fast."""
+    place = f"{fit.gpu_layers} on GPU" if fit.where == "split" else _PLACES[fit.where]
+    size_bytes = fit.total.total_bytes
+    return memory(size_bytes) if size_bytes else "", place if fit.memory else "", _speed(fit)
+
+
+def _speed(fit: BuildFit) -> str:
+    """What was measured, or what is expected, marked with a tilde."""
+    if measured := fit.measured.generation_tps:
+        return rate(measured)
+    expected = fit.expected.generation_tps
+    return f"~{rate(expected)}" if expected and fit.where != "none" else ""
+
+
+def rate(tps: float) -> str:
+    """Tokens per second in three digits."""
+    return f"{tps:.0f}" if tps >= 100 else f"{tps:.1f}"
+
+
+def _why(answer: Fit | Phi4LocalError | None, best: bool) -> str:
+    return f"Recommended: {answer.recommendation.why}." if best and isinstance(answer, Fit) else ""
+
+
+def _needs(fit: BuildFit | None, answer: Fit | Phi4LocalError | None) -> str:
+    """What the engine says of it."""
+    if isinstance(answer, Phi4LocalError):
+        return f"{answer.message}."
+    if fit is None or answer is None:
+        return ""
+    if not fit.memory:
+        return f"{fit.note}."
+    use = fit.total
+    if fit.where == "none":
+        more = f", {memory(fit.short_bytes)} more than can be used here" if fit.short_bytes else ""
+        return f"Does not fit: it needs {memory(use.total_bytes)}{more} with a context of {answer.context} tokens."
+    if fit.build == answer.recommendation.build:
+        return ""
+    parts = (("Weights", use.weights_bytes), ("conversation", use.kv_bytes), ("computing", use.compute_bytes))
+    said = ", ".join(f"{name} {memory(size)}" for name, size in parts)
+    return f"{said}, with {answer.context} tokens."
+
+
+def machine_line(report: Report) -> str:
+    """What this machine has."""
+    cores = report.cpu.physical_cores or report.cpu.logical_cores
+    parts = [report.cpu.model or report.machine]
+    parts += [f"{cores} core{'s' if cores != 1 else ''}"] if cores else []
+    size_bytes = report.memory.limit_bytes or report.memory.total_bytes
+    parts += [f"{memory(size_bytes)} of memory"] if size_bytes else []
+    parts += [_card(gpu.name, gpu.total_bytes) for gpu in report.gpus] or ["no graphics card"]
+    return ", ".join(parts)
+
+
+def _card(name: str, size_bytes: int | None) -> str:
+    return f"{name} with {memory(size_bytes)}" if size_bytes else name
+
+
+def free_line(fit: Fit) -> str:
+    """How much memory is free, device by device."""
+    known = [room for room in fit.rooms if room.total_bytes != UNKNOWN_BYTES]
+    names = {HOST: "memory"}
+    return " · ".join(f"{memory(room.free_bytes)} {names.get(room.device, room.device)} free" for room in known)
+
+
+def about(model: Model) -> str:
+    """The model in a line."""
+    size = f"{model.parameters / 1e9:.1f} billion parameters. " if model.parameters else ""
+    return f"{model.name}: {size}{model.purpose}"

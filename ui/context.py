@@ -1,0 +1,305 @@
+"""The context as a budget: how much of it a chat has used (`Budget`), and what to do when it is full (`ContextScreen`).
+
+    self.app.push_screen(ContextScreen(used, context, drop, longer, shortened), self.chosen)    None: nothing is to happen
+
+Facts that take a while (`drop`, `longer`) may be None at first and filled in with `set_drop` and `set_longer`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.geometry import Size
+from textual.message import Message
+from textual.reactive import reactive
+from textual.screen import ModalScreen
+from textual.style import Style
+from textual.widget import Widget
+from textual.widgets import Footer, Label, OptionList
+from textual.widgets.option_list import Option
+
+from phi4local.actions.longer import Longer
+from phi4local.actions.talk import LEAST_ROOM
+from phi4local.printing import printable
+from phi4local.units import memory
+
+_WARNING, _FULL = 0.75, 0.90  # shares of the context
+_FILLED, _EMPTY = "▰", "▱"
+_LOOKS = ("-calm", "-warning", "-full")
+
+
+class Budget(Widget):
+    """One line: tokens used and left, as a text that is as long as there is room for, and as a bar."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"budget--filled", "budget--empty"}
+
+    @dataclass
+    class Pressed(Message):
+        """Somebody wants to see what can be done."""
+
+    used_tokens: reactive[int | None] = reactive(None, layout=True)
+    context_tokens: reactive[int | None] = reactive(None, layout=True)
+
+    def show(self, used_tokens: int | None, context_tokens: int | None) -> None:
+        """What a conversation takes of its context; None: not known yet."""
+        self.used_tokens, self.context_tokens = used_tokens, context_tokens
+        look = _LOOKS[level(used_tokens, context_tokens)]
+        for one in _LOOKS:
+            self.set_class(one == look, one)
+
+    def get_content_width(self, container: Size, viewport: Size) -> int:  # noqa: ARG002
+        return _width(next(spellings(self.used_tokens, self.context_tokens)))
+
+    def render(self) -> Content:
+        """The longest way to say it that fits."""
+        width = self.size.width
+        said = list(spellings(self.used_tokens, self.context_tokens))
+        line = next((one for one in said if _width(one) <= width), said[-1])
+        return Content.assemble(
+            line.before,
+            (_FILLED * line.filled, self.get_visual_style("budget--filled")),
+            (_EMPTY * (line.cells - line.filled), self.get_visual_style("budget--empty")),
+            line.after,
+        )
+
+    @on(events.Click)
+    def _press(self) -> None:
+        self.post_message(self.Pressed())
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """A bar of so many cells, and the text around it."""
+
+    before: str
+    cells: int = 0
+    filled: int = 0
+    after: str = ""
+
+
+def _width(line: Spelling) -> int:
+    return len(line.before) + line.cells + len(line.after)
+
+
+def level(used_tokens: int | None, context_tokens: int | None) -> int:
+    """0: calm, or not known; 1: to be watched; 2: full."""
+    share = (used_tokens or 0) / (context_tokens or 1)
+    return 2 if share >= _FULL else 1 if share >= _WARNING else 0
+
+
+def spellings(used_tokens: int | None, context_tokens: int | None) -> Iterator[Spelling]:
+    """Ways to say it, the longest first."""
+    if used_tokens is None or not context_tokens:
+        yield Spelling(f"…/{context_tokens:,}" if context_tokens else "")
+        yield Spelling(f"…/{thousands(context_tokens)}" if context_tokens else "")
+        return
+    left = context_tokens - used_tokens
+    rest = f"{left:,} left" if left >= 0 else f"{-left:,} too many"
+    of, short = f"{used_tokens:,} of {context_tokens:,}", f"{thousands(used_tokens)}/{thousands(context_tokens)}"
+    share = used_tokens / context_tokens
+    yield Spelling(f"{of} tokens  ", 10, _cells(share, 10), f"  {rest}")
+    yield Spelling(f"{of}  ", 10, _cells(share, 10), f"  {rest}")
+    yield Spelling(f"{of} ", 4, _cells(share, 4), f" {rest}")
+    yield Spelling(f"{of} ", 4, _cells(share, 4))
+    yield Spelling(f"{short} ", 4, _cells(share, 4))
+    yield Spelling(short)
+    yield Spelling(f"{share:.0%}")
+
+
+def _cells(share: float, cells: int) -> int:
+    """How many cells are filled: one as soon as anything is used, all of them only when nothing is left."""
+    if share >= 1 or share <= 0:
+        return cells if share >= 1 else 0
+    return min(cells - 1, max(1, round(share * cells)))
+
+
+def thousands(tokens: int) -> str:
+    """`thousands(1_234) == "1.2k"`, `thousands(999) == "999"`."""
+    for scale, unit in ((10**6, "M"), (10**3, "k")):
+        if tokens >= scale:
+            return f"{tokens / scale:.1f}{unit}" if tokens < 100 * scale else f"{tokens // scale}{unit}"
+    return str(tokens)
+
+
+class Choice(StrEnum):
+    """What to do with a context that is full."""
+
+    DROP = "drop"  # the oldest turns are no longer told to the model
+    SUMMARISE = "summarise"  # a summary is told in their place
+    LONGER = "longer"
+    NEW = "new"
+    EVERYTHING = "everything"  # the model is told the whole chat again
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """How many of the oldest turns would go, and how many tokens are free then; no turns: nothing can go."""
+
+    turns: int
+    free_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A choice in words, and whether it can be chosen (yet)."""
+
+    title: str
+    detail: str
+    is_open: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the choices depend on; None: still being computed."""
+
+    drop: Drop | None
+    longer: Longer | str | None  # or why there is none
+
+
+class ContextScreen(ModalScreen[Choice | None]):
+    """What can be done; None: back to the text, nothing was sent."""
+
+    CSS_PATH: ClassVar[list[str]] = ["context.tcss", "status.tcss"]  # the looks of the budget are the status line's
+    AUTO_FOCUS = "OptionList"
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"context--title"}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "take", "Choose", id="context.take", tooltip="Do what is marked", priority=True),
+        *(
+            Binding(str(number), f"choose({number})", f"Choice {number}", id=f"context.{number}", show=False, tooltip=tip)
+            for number, tip in enumerate(
+                ("Drop turns", "Summarise them", "A longer context", "A new chat", "Tell everything again"), 1
+            )
+        ),
+        Binding("escape", "cancel", "Back to the text", id="context.cancel", tooltip="Nothing is sent"),
+    ]
+
+    def __init__(
+        self,
+        used_tokens: int,
+        context_tokens: int,
+        drop: Drop | None,
+        longer: Longer | str | None,
+        shortened: bool,
+    ) -> None:
+        super().__init__()
+        self._used_tokens, self._context_tokens = used_tokens, context_tokens
+        self._facts = Facts(drop, longer)
+        self._choices = [choice for choice in Choice if shortened or choice is not Choice.EVERYTHING]
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog"):
+            yield Budget()
+            yield Label(self._situation(), classes="note", markup=False)
+            yield OptionList(*(Option(str(choice), id=choice) for choice in self._choices), markup=False)
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.query_one(".dialog").border_title = "The context"
+        self.query_one(Budget).show(self._used_tokens, self._context_tokens)
+        self.app.theme_changed_signal.subscribe(self, lambda _theme: self._renew())
+        self._renew()
+        self._mark_first()
+
+    def on_resize(self) -> None:
+        self._renew()
+
+    def set_drop(self, drop: Drop) -> None:
+        """What dropping turns would free is known now."""
+        self._facts = replace(self._facts, drop=drop)
+        self._renew()
+
+    def set_longer(self, longer: Longer | str) -> None:
+        """Which longer context fits is known now, or why there is none."""
+        self._facts = replace(self._facts, longer=longer)
+        self._renew()
+
+    # ---- what is said ----
+
+    def _situation(self) -> str:
+        if self._used_tokens + LEAST_ROOM <= self._context_tokens:
+            return "There is room. What the model is told can be made shorter all the same, or the room larger."
+        return "The question and what came before it leave no room for an answer. Nothing was sent."
+
+    def _renew(self) -> None:
+        """Say everything again, in lines that are as wide as the list."""
+        for options in self.query(OptionList):
+            width = options.scrollable_content_region.width or self.app.size.width
+            for number, choice in enumerate(self._choices, 1):
+                offer = self._offer(choice)
+                options.replace_option_prompt(choice, self._prompt(number, offer, width))
+                (options.enable_option if offer.is_open else options.disable_option)(choice)
+
+    def _mark_first(self) -> None:
+        is_open = (index for index, choice in enumerate(self._choices) if self._offer(choice).is_open)
+        self.query_one(OptionList).highlighted = next(is_open)
+
+    def _prompt(self, number: int, offer: Offer, width: int) -> Content:
+        look = self.get_visual_style("context--title", partial=True)
+        title = (offer.title, Style(foreground=look.foreground, bold=look.bold)) if offer.is_open else offer.title
+        detail = textwrap.wrap(offer.detail, max(20, width - 4), initial_indent="   ", subsequent_indent="   ")
+        return Content.assemble(f"{number}  ", title, *(f"\n{line}" for line in detail))
+
+    def _offer(self, choice: Choice) -> Offer:
+        return _OFFERS[choice](self._facts)
+
+    # ---- what is chosen ----
+
+    @on(OptionList.OptionSelected)
+    def _selected(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(Choice(str(event.option_id)))
+
+    def action_take(self) -> None:
+        self.query_one(OptionList).action_select()
+
+    def action_choose(self, number: int) -> None:
+        if number <= len(self._choices) and self._offer(choice := self._choices[number - 1]).is_open:
+            self.dismiss(choice)
+
+    def action_cancel(self) -> None:
+        self.dismiss(None)
+
+
+def _drop(facts: Facts) -> Offer:
+    title, drop = "Drop the oldest turns", facts.drop
+    if drop is None:
+        return Offer(title, "… which ones, and what that frees, is being counted", is_open=False)
+    if not drop.turns:
+        return Offer(title, "There is no older turn that could go", is_open=False)
+    turns = "first turn goes" if drop.turns == 1 else f"first {drop.turns:,} turns go"
+    return Offer(title, f"The {turns}, then {drop.free_tokens:,} tokens are free; you still see them")
+
+
+def _summarise(facts: Facts) -> Offer:
+    title = "Put a summary in their place"
+    if facts.drop is None or not facts.drop.turns:
+        return Offer(title, "…" if facts.drop is None else "There is nothing to sum up", is_open=False)
+    return Offer(title, "This model writes it, which takes about as long as an answer")
+
+
+def _longer(facts: Facts) -> Offer:
+    title, longer = "A longer context", facts.longer
+    if longer is None:
+        return Offer(title, "… whether one fits into memory is being asked", is_open=False)
+    if isinstance(longer, str):
+        return Offer(title, printable(longer), is_open=False)
+    slower = "; fewer layers on the card, so slower" if longer.slower else ""
+    detail = f"The model is loaded again and takes {memory(longer.total_bytes)} in all{slower}"
+    return Offer(f"{title}: {longer.context_tokens:,} tokens", detail)
+
+
+_OFFERS: dict[Choice, Callable[[Facts], Offer]] = {
+    Choice.DROP: _drop,
+    Choice.SUMMARISE: _summarise,
+    Choice.LONGER: _longer,
+    Choice.NEW: lambda _: Offer("A new chat", "With an empty context; this chat stays as it is"),
+    Choice.EVERYTHING: lambda _: Offer("Tell the model everything again", "Also the turns that were dropped before"),
+}

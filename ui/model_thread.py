@@ -1,0 +1,397 @@
+"""The thread that owns the engine: one job after the other; what it learns it tells in messages.
+
+It is a daemon, so that leaving the program waits for nothing. A turn has ended when `Ended` has come, never earlier.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from textual.message import Message as Fact
+
+from phi4local.errors import Phi4LocalError
+
+if TYPE_CHECKING:
+    from phi4local.actions.chat import Opened
+    from phi4local.actions.longer import Longer
+    from phi4local.actions import talk
+    from phi4local.chats import Attachment, Chat, Message
+    from phi4local.conversation import Message as Turn
+    from phi4local.engine import Chunk, Finish, Session
+    from phi4local.history import History
+
+_FRAME_SECONDS = 0.07  # pieces of an answer are told together, about fourteen times a second
+_IDLE_SECONDS = 1.5  # so long after an answer what was read is kept on disk
+_LEAST_KEPT = 256  # tokens: reading fewer again costs nothing
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model to open: a name or a path (None: the best of the newest), and the conversation that it must hold."""
+
+    name: str | None = None
+    context_tokens: int | None = None
+    kv_type: str = "f16"
+
+
+@dataclass
+class Loading(Fact):
+    choice: ModelChoice
+
+
+@dataclass
+class Loaded(Fact):
+    opened: Opened
+    choice: ModelChoice
+
+
+@dataclass
+class LoadFailed(Fact):
+    """`kept`: the model that is open all the same."""
+
+    error: Phi4LocalError
+    choice: ModelChoice
+    kept: Opened | None
+
+
+@dataclass
+class Counted(Fact):
+    """How many tokens a branch takes; None: it cannot be said."""
+
+    leaf: int | None
+    tokens: int | None
+
+
+@dataclass
+class AttachmentCounted(Fact):
+    attachment: Attachment
+    tokens: int
+
+
+@dataclass
+class Refused(Fact):
+    """The question was not asked."""
+
+    question: Message
+    error: Phi4LocalError
+
+
+@dataclass
+class Begun(Fact):
+    message: Message
+    prompt_tokens: int
+
+
+@dataclass
+class Delta(Fact):
+    """What was said since the last one."""
+
+    message: int
+    text: str
+    thinking: str
+
+
+@dataclass
+class Unsaved(Fact):
+    error: Phi4LocalError
+
+
+@dataclass
+class Ended(Fact):
+    """The answer as it stays: exactly one follows each `Begun`."""
+
+    answered: talk.Answered
+
+
+@dataclass
+class Summarised(Fact):
+    """What stands for the messages before `start`; an error instead of a text."""
+
+    chat: int
+    start: int
+    text: str
+    error: Phi4LocalError | None
+
+
+@dataclass
+class DropCounted(Fact):
+    """With which message a shortened conversation would begin, and how many tokens it would take."""
+
+    index: int
+    tokens: int
+
+
+@dataclass
+class LongerFound(Fact):
+    longer: Longer | str
+
+
+@dataclass
+class Bug(Fact):
+    """What nobody expected: to be raised where it is seen."""
+
+    error: BaseException
+
+
+@dataclass
+class _Pending:
+    """What was said and has not been told yet."""
+
+    text: list[str] = field(default_factory=list)
+    thinking: list[str] = field(default_factory=list)
+    told_at: float = 0.0
+
+
+class ModelThread:
+    """The engine and its thread. Its methods are for the screen's thread and return at once."""
+
+    def __init__(self, tell: Callable[[Fact], object]) -> None:
+        self.opened: Opened | None = None
+        self._tell = tell
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._session: Session | None = None
+        self._chat: int | None = None  # whose timeline the session is
+        self._unkept = False
+        self._stopped = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    # ---- for the screen ----
+
+    def open(self, choice: ModelChoice) -> None:
+        """Load a model in the place of the present one."""
+        self._jobs.put(lambda: self._open(choice))
+
+    def ask(self, history: History, chat: Chat, branch: Sequence[Message]) -> None:
+        """Answer the question at the end of a branch."""
+        self._stopped.clear()
+        self._jobs.put(lambda: self._answer(history, chat, list(branch)))
+
+    def stop(self) -> None:
+        """End the present answer within a token."""
+        self._stopped.set()
+        if self._session is not None:
+            self._session.cancel()
+
+    def visit(self, chat: Chat, branch: Sequence[Message]) -> None:
+        """A chat was opened: take over what was read of it, and count it."""
+        self._jobs.put(lambda: self._visit(chat, list(branch)))
+
+    def count(self, chat: Chat, branch: Sequence[Message]) -> None:
+        self._jobs.put(lambda: self._count(chat, list(branch)))
+
+    def count_attachment(self, attachment: Attachment) -> None:
+        self._jobs.put(lambda: self._count_attachment(attachment))
+
+    def find_room(self, chat: Chat, branch: Sequence[Message]) -> None:
+        """What could be done about a conversation that is too long."""
+        self._jobs.put(lambda: self._find_room(chat, list(branch)))
+
+    def summarise(self, chat: Chat, branch: Sequence[Message], start: int) -> None:
+        """Let the model write what stands for the messages before the one at `start`."""
+        self._stopped.clear()
+        self._jobs.put(lambda: self._summarise(chat, list(branch), start))
+
+    @property
+    def is_dead(self) -> bool:
+        """The engine's process has died and nobody has asked since."""
+        return self.opened is not None and not self.opened.engine.alive
+
+    def close(self) -> None:
+        """Let go of the engine; a job that is under way ends with an error that nobody hears."""
+        self._closed = True
+        if self.opened is not None:
+            self.opened.engine.close()
+
+    # ---- in the thread ----
+
+    def _run(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get(timeout=_IDLE_SECONDS if self._unkept else None)
+            except queue.Empty:
+                job = self._keep
+            try:
+                job()
+            except BaseException as error:  # noqa: BLE001  it is raised again in the screen's thread
+                self._say(Bug(error))
+
+    def _say(self, fact: Fact) -> None:
+        if not self._closed:
+            self._tell(fact)
+
+    def _open(self, choice: ModelChoice) -> None:
+        from phi4local.actions.chat import check_room, locate, open_located
+
+        self._say(Loading(choice))
+        before, room = self.opened, {"context_tokens": choice.context_tokens, "kv_type": choice.kv_type}
+        self._keep()
+        try:
+            located = locate(choice.name, replaced=before.engine if before else None, **room)  # type: ignore[arg-type]
+            if before:
+                check_room(located, before.engine, **room)  # type: ignore[arg-type]
+                self._leave(before)
+            self.opened = open_located(located, **room)  # type: ignore[arg-type]
+        except Phi4LocalError as error:
+            self._say(LoadFailed(error, choice, self._back_to(before)))
+            return
+        self._session, self._chat = self.opened.engine.open_session(), None
+        if self._closed:
+            self.opened.engine.close()
+        self._say(Loaded(self.opened, choice))
+
+    def _leave(self, before: Opened) -> None:
+        self.opened = self._session = None
+        self._unkept = False
+        before.engine.close()
+
+    def _back_to(self, before: Opened | None) -> Opened | None:
+        """The model that was open, open again."""
+        if before is not None and self.opened is None:
+            from phi4local.actions.chat import open_located
+
+            load = before.engine.info.load
+            with contextlib.suppress(Phi4LocalError):
+                self.opened = open_located(before.located, context_tokens=load.context_tokens, kv_type=load.kv_type)
+                self._session, self._chat = self.opened.engine.open_session(), None
+        return self.opened
+
+    def _session_of(self, chat: int) -> Session | None:
+        """The timeline of a chat, with what was read of it before."""
+        from phi4local.actions.talk import restore_state
+
+        if self._session is None or self.opened is None:
+            return None
+        if self._chat != chat:
+            self._keep()
+            self._session = self.opened.engine.open_session()
+            restore_state(self._session, chat)
+            self._chat = chat
+        return self._session
+
+    def _keep(self) -> None:
+        """Put on disk what was read of the chat."""
+        from phi4local.actions.talk import save_state
+
+        if self._unkept and self._session is not None and self._chat is not None:
+            save_state(self._session, self._chat)
+        self._unkept = False
+
+    def _visit(self, chat: Chat, branch: list[Message]) -> None:
+        self._session_of(chat.id)
+        self._count(chat, branch)
+
+    def _count(self, chat: Chat, branch: list[Message]) -> None:
+        from phi4local.actions.talk import prompt_of
+
+        tokens = None
+        if self.opened is not None:
+            with contextlib.suppress(Phi4LocalError):  # the question itself will say what is wrong
+                tokens = self.opened.engine.count(prompt_of(chat, branch))
+        self._say(Counted(branch[-1].id if branch else None, tokens))
+
+    def _count_attachment(self, attachment: Attachment) -> None:
+        from phi4local.conversation import Message as Turn
+        from phi4local.documents import as_prompt
+
+        if self.opened is not None:
+            with contextlib.suppress(Phi4LocalError):
+                tokens = self.opened.engine.count([Turn("user", as_prompt("", [attachment]))])
+                self._say(AttachmentCounted(attachment, tokens))
+
+    def _answer(self, history: History, chat: Chat, branch: list[Message]) -> None:
+        from phi4local.actions import talk
+        from phi4local.actions.talk import LEAST_ROOM, TooLong, options_of, prompt_of
+
+        question, session = branch[-1], self._session_of(chat.id)
+        if session is None or self.opened is None:
+            missing = Phi4LocalError("No model is loaded", hint="Choose one: F2 shows what is here and what fits")
+            self._say(Refused(question, missing))
+            return
+        options = options_of(self.opened.options, chat.sampling)
+        try:
+            prompt = prompt_of(chat, branch)
+            used, context = self.opened.engine.count(prompt), self.opened.engine.info.context_tokens
+            if used + LEAST_ROOM > context:
+                self._say(Refused(question, TooLong(used, context)))
+                return
+            answer = talk.answer(
+                history, question, prompt, lambda turns: self._begin(session, session.stream(turns, options))
+            )
+            self._speak(answer, used)
+        except Phi4LocalError as error:
+            self._say(Refused(question, error))
+
+    def _begin(self, session: Session, stream: Generator[Chunk | Finish]) -> Generator[Chunk | Finish]:
+        """A stream that a stop before it has reached, too."""
+        if self._stopped.is_set():
+            session.cancel()
+        return stream
+
+    def _speak(self, answer: Generator[talk.Event], used_tokens: int) -> None:
+        """Tell of an answer while it is given (Phi4LocalError where it has not begun)."""
+        from phi4local.actions import talk
+        from phi4local.engine import Chunk
+
+        pending, message = _Pending(), 0
+        for event in answer:
+            if isinstance(event, Chunk):
+                (pending.text if event.kind == "answer" else pending.thinking).append(event.text)
+                if time.monotonic() - pending.told_at >= _FRAME_SECONDS:
+                    self._tell_pending(message, pending)
+            elif isinstance(event, talk.Begun):
+                message = event.message.id
+                self._say(Begun(event.message, used_tokens))
+            elif isinstance(event, talk.Unsaved):
+                self._say(Unsaved(event.error))
+            else:
+                self._tell_pending(message, pending)
+                stats = event.finish.stats if event.finish else None
+                self._unkept = bool(stats and stats.prompt_tokens + stats.generation_tokens >= _LEAST_KEPT)
+                self._say(Ended(event))
+
+    def _tell_pending(self, message: int, pending: _Pending) -> None:
+        if pending.text or pending.thinking:
+            self._say(Delta(message, "".join(pending.text), "".join(pending.thinking)))
+        pending.text, pending.thinking, pending.told_at = [], [], time.monotonic()
+
+    def _find_room(self, chat: Chat, branch: list[Message]) -> None:
+        from phi4local.actions.longer import longer_context
+        from phi4local.actions.talk import prompt_of, turns_to_drop
+
+        if self.opened is None:
+            return
+        with contextlib.suppress(Phi4LocalError):
+            index = turns_to_drop(self.opened.engine, chat, branch)
+            self._say(DropCounted(index, self.opened.engine.count(prompt_of(chat, branch[index:]))))
+        try:
+            self._say(LongerFound(longer_context(self.opened)))
+        except Phi4LocalError as error:
+            self._say(LongerFound(error.message))
+
+    def _summarise(self, chat: Chat, branch: list[Message], start: int) -> None:
+        from phi4local.actions.talk import options_of, summarise
+        from phi4local.engine import Chunk
+
+        said: list[str] = []
+        failure: Phi4LocalError | None = None
+        session = self._session_of(chat.id)
+        try:
+            if session is None or self.opened is None:
+                return
+            options = options_of(self.opened.options, chat.sampling)
+            stream = self._begin(session, session.stream(summarise(chat, branch, start), options))
+            with contextlib.closing(stream):
+                said = [item.text for item in stream if isinstance(item, Chunk) and item.kind == "answer"]
+        except Phi4LocalError as error:
+            failure = error
+        if self._stopped.is_set() and failure is None:
+            failure = Phi4LocalError("The summary was stopped")
+        self._say(Summarised(chat.id, branch[start].id, "".join(said).strip(), failure))

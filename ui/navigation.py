@@ -1,0 +1,235 @@
+"""From the chat to the other screens and back: models, chats, settings, the context, files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from textual import on
+
+from phi4local.actions.talk import TooLong, forget_state
+from phi4local.errors import Phi4LocalError
+from phi4local.exchange import to_json, to_markdown
+from phi4local.files import atomic_write
+from ui import model_thread as told
+from ui.answering import AnsweringScreen
+from ui.chats import ChatsScreen, Chosen
+from ui.context import Budget, Choice, ContextScreen, Drop
+from ui.dialogs import Ask, Confirm
+from ui.model_thread import ModelChoice
+from ui.models import ModelsScreen
+from ui.settings import Settings, SettingsScreen
+
+
+class NavigatingScreen(AnsweringScreen):
+    """What leads away from the transcript, and what comes back from there."""
+
+    def __init__(self, choice: ModelChoice) -> None:
+        super().__init__(choice)
+        self._fullness: ContextScreen | None = None
+        self._drop_at: int | None = None
+        self._longer_tokens: int | None = None
+
+    # ---- models ----
+
+    def action_models(self) -> None:
+        self._open_models(first_run=False)
+
+    def first_run(self) -> None:
+        self._open_models(first_run=True)
+
+    def _open_models(self, *, first_run: bool) -> None:
+        from phi4local.actions.chat import given_back
+
+        opened = self.model.opened
+        screen = ModelsScreen(
+            opened.label if opened else None,
+            given_back=given_back(opened.engine) if opened else None,
+            first_run=first_run,
+        )
+        self.app.push_screen(screen, self._model_chosen)
+
+    def _model_chosen(self, label: str | None) -> None:
+        if label is None or (self.model.opened and label == self.model.opened.label):
+            return
+        if self.waiting is not None:
+            self.model.stop()
+        self.model.open(dataclasses.replace(self.choice, name=label, context_tokens=None))
+
+    # ---- chats ----
+
+    def action_chats(self) -> None:
+        self._open_chats(searching=False)
+
+    def action_search(self) -> None:
+        self._open_chats(searching=True)
+
+    def _open_chats(self, *, searching: bool) -> None:
+        if self._is_busy():
+            return
+        current = None if self.talk.is_new else self.talk.chat.id
+        screen = ChatsScreen(self.talk.history, current, searching=searching, on_delete=forget_state)
+        self.app.push_screen(screen, self._chat_chosen)
+
+    def _is_busy(self) -> bool:
+        if self.waiting is not None:
+            self.notify("The answer is still coming; Esc stops it")
+        return self.waiting is not None
+
+    def _chat_chosen(self, chosen: Chosen | None) -> None:
+        try:
+            if chosen and chosen.chat:
+                self.talk.open(chosen.chat, chosen.message)
+                self._follow_model()
+            elif chosen or not self._is_still_there():
+                self.talk.start_anew()
+        except Phi4LocalError as error:
+            self.complain(error)
+            self.talk.start_anew()
+        self.show_chat(at=chosen.message if chosen else None)
+        self.recount()
+
+    def _is_still_there(self) -> bool:
+        """The chat that is open may have been deleted or renamed in the list."""
+        if not self.talk.is_new:
+            try:
+                self.talk.open(self.talk.chat.id)
+            except Phi4LocalError:
+                return False
+        return True
+
+    def _follow_model(self) -> None:
+        """A chat goes on with the model it was talked in with, where that is here."""
+        label = self.talk.chat.model
+        if label and self.model.opened and label != self.model.opened.label:
+            self.notify(f"This chat was with {label}; F2 changes the model", markup=False)
+
+    def action_new(self) -> None:
+        if not self._is_busy():
+            self.talk.start_anew()
+            self.show_chat()
+            self.recount()
+
+    def action_rename(self) -> None:
+        def named(title: str | None) -> None:
+            if title and title.strip():
+                self._try(lambda: self.talk.rename(title.strip()))
+                self.show_title()
+
+        self.app.push_screen(Ask("Rename the chat", text=self.talk.chat.title), named)
+
+    def _try(self, change: object) -> bool:
+        """Make a change on disk; whether it was made."""
+        assert callable(change)
+        try:
+            change()
+        except Phi4LocalError as error:
+            self.complain(error)
+            return False
+        return True
+
+    # ---- settings ----
+
+    def action_settings(self) -> None:
+        opened = self.model.opened
+        if opened is None:
+            self.notify("The model is not loaded yet")
+            return
+        chat = self.talk.chat
+        screen = SettingsScreen(Settings(chat.system, chat.sampling), opened.options, opened.engine.info.context_tokens)
+        self.app.push_screen(screen, self._settings_chosen)
+
+    def _settings_chosen(self, settings: Settings | None) -> None:
+        if settings and self._try(lambda: self.talk.set(system=settings.system, sampling=settings.sampling)):
+            self.recount()
+
+    # ---- the context ----
+
+    @on(Budget.Pressed)
+    def action_context(self) -> None:
+        opened = self.model.opened
+        if opened is None:
+            self.notify("The model is not loaded yet")
+        elif not self._is_busy():
+            self._open_context(self.status.budget.used_tokens or 0, opened.engine.info.context_tokens)
+
+    def too_long(self, error: TooLong) -> None:
+        self._open_context(error.used_tokens, error.context_tokens)
+
+    def _open_context(self, used_tokens: int, context_tokens: int) -> None:
+        self._drop_at = self._longer_tokens = None
+        self._fullness = ContextScreen(used_tokens, context_tokens, None, None, bool(self.talk.start))
+        self.app.push_screen(self._fullness, self._way_chosen)
+        self.model.find_room(self.talk.chat, self.talk.branch)
+
+    @on(told.DropCounted)
+    def _drop_counted(self, fact: told.DropCounted) -> None:
+        opened = self.model.opened
+        if self._fullness and opened:
+            self._drop_at = fact.index
+            free = opened.engine.info.context_tokens - fact.tokens
+            self._fullness.set_drop(Drop(max(0, fact.index - self.talk.start), free))
+
+    @on(told.LongerFound)
+    def _longer_found(self, fact: told.LongerFound) -> None:
+        if self._fullness:
+            self._longer_tokens = None if isinstance(fact.longer, str) else fact.longer.context_tokens
+            self._fullness.set_longer(fact.longer)
+
+    def _way_chosen(self, choice: Choice | None) -> None:
+        self._fullness = None
+        branch, at = self.talk.branch, self._drop_at
+        if choice is Choice.DROP and at is not None:
+            self.shorten(branch[at].id)
+        elif choice is Choice.SUMMARISE and at is not None:
+            self.waiting = branch[-1].id
+            self._set_state("answering")
+            self.notify("The model writes the summary; Esc stops it")
+            self.model.summarise(self.talk.chat, branch, branch[at].id)
+        elif choice is Choice.LONGER and self.model.opened and self._longer_tokens:
+            self.model.open(
+                dataclasses.replace(self.choice, name=self._same_model(), context_tokens=self._longer_tokens)
+            )
+            if branch and branch[-1].role == "user":
+                self.ask_model()
+        elif choice is Choice.NEW:
+            self.action_new()
+        elif choice is Choice.EVERYTHING:
+            self.shorten(None)
+
+    def _same_model(self) -> str:
+        assert self.model.opened is not None
+        located = self.model.opened.located
+        return located.label if located.stored else str(located.path)
+
+    # ---- files ----
+
+    def action_export(self) -> None:
+        if self.talk.is_new:
+            self.notify("There is nothing to export yet")
+            return
+        name = "".join(c if c.isalnum() or c in " -_" else "-" for c in self.talk.chat.title).strip()[:60] or "chat"
+        self.app.push_screen(
+            Ask("Export the chat", text=f"{name}.md", note="A name that ends in .json holds every branch"), self._export
+        )
+
+    def _export(self, answer: str | None) -> None:
+        if not answer or not answer.strip():
+            return
+        path = Path(answer.strip()).expanduser()
+        if path.exists():
+            question = Confirm(f"Overwrite {path}?", yes="Overwrite")
+            self.app.push_screen(question, lambda yes: self._write(path) if yes else None)
+        else:
+            self._write(path)
+
+    def _write(self, path: Path) -> None:
+        def write() -> None:
+            chat = self.talk.chat
+            as_json = path.suffix.lower() == ".json"
+            text = to_json(self.talk.history, chat.id) if as_json else to_markdown(chat, self.talk.branch)
+            with atomic_write(path) as file:
+                file.write(text.encode())
+
+        if self._try(write):
+            self.notify(f"Written: {path}", markup=False)

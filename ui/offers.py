@@ -1,0 +1,115 @@
+"""What is asked before something is fetched or made: the facts of it, or where the official weights are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Button, Footer, Input, Label, Select
+
+from phi4local.printing import printable, printable_lines
+from quant.ggml import BUILDS
+from ui.dialogs import Line
+
+_USUAL_BUILD = "Q4_K_M"
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A question, facts as name and value, what else is to be said, and the words of the two answers."""
+
+    question: str
+    facts: Sequence[tuple[str, str]]
+    notes: Sequence[str] = ()
+    warning: str = ""
+    yes: str = "Get it"
+
+
+class Offer(ModalScreen[bool]):
+    """Whether to do what was asked for; Enter says yes, because nothing is lost by it."""
+
+    CSS_PATH = "models.tcss"
+    AUTO_FOCUS = "#yes"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer(True)", "Yes", id="offer.yes", tooltip="Do it"),
+        Binding("n,escape", "answer(False)", "No", id="offer.no", tooltip="Leave it"),
+        Binding("left", "app.focus_previous", "Left", id="offer.left", tooltip="The other button", show=False),
+        Binding("right", "app.focus_next", "Right", id="offer.right", tooltip="The other button", show=False),
+    ]
+
+    def __init__(self, offered: Offered) -> None:
+        super().__init__()
+        self._offered = offered
+
+    def compose(self) -> ComposeResult:
+        offered = self._offered
+        with Vertical(classes="offer"):
+            yield Label(Content(printable(offered.question)), classes="question")
+            for name, value in offered.facts:
+                with Horizontal(classes="fact"):
+                    yield Label(Content(name), classes="fact-name")
+                    yield Label(Content(printable(value, limit=400)), classes="fact-value")
+            for note in filter(None, offered.notes):
+                yield Label(Content(printable_lines(note)), classes="note")
+            if offered.warning:
+                yield Label(Content(printable_lines(offered.warning)), classes="warning")
+            with Horizontal(classes="answers"):
+                yield Button(Content(offered.yes), variant="primary", id="yes", compact=True)
+                yield Button("Not now", id="no", compact=True)
+        yield Footer(show_command_palette=False)
+
+    @on(Button.Pressed)
+    def _pressed(self, event: Button.Pressed) -> None:
+        self.dismiss(event.button.id == "yes")
+
+    def action_answer(self, yes: bool) -> None:
+        self.dismiss(yes)
+
+
+class FolderForm(ModalScreen[tuple[Path, str] | None]):
+    """Which folder of official weights, and which build of it."""
+
+    CSS_PATH = "models.tcss"
+    AUTO_FOCUS = "Line"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+s", "accept", "Make it", id="folder.accept", tooltip="Look at the folder and plan the build"),
+        Binding("escape", "cancel", "Cancel", id="folder.cancel", tooltip="Make nothing", priority=True),
+    ]
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="offer"):
+            yield Label("Make a build from official weights on this disk", classes="question")
+            yield Label("The folder with config.json, the tokenizer's files and *.safetensors", classes="note")
+            yield Line(placeholder="/path/to/phi-4", compact=True)
+            yield Label("The build", classes="note")
+            yield Select([(build, build) for build in BUILDS], value=_USUAL_BUILD, allow_blank=False, compact=True)
+            with Horizontal(classes="answers"):
+                yield Button("Make it", variant="primary", id="yes", compact=True)
+                yield Button("Cancel", id="no", compact=True)
+        yield Footer(show_command_palette=False)
+
+    @on(Input.Submitted)
+    def action_accept(self) -> None:
+        """Give the answer back, once there is a folder in it."""
+        text = self.query_one(Line).value.strip()
+        if text:
+            self.dismiss((Path(os.path.expanduser(text)), str(self.query_one(Select).value)))  # noqa: PTH111
+
+    @on(Button.Pressed)
+    def _pressed(self, event: Button.Pressed) -> None:
+        if event.button.id == "yes":
+            self.action_accept()
+        else:
+            self.action_cancel()
+
+    def action_cancel(self) -> None:
+        self.dismiss(None)

@@ -1,0 +1,191 @@
+"""One message of a chat as lines of a terminal: its head, thinking, text and end. Knows no widget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+
+from phi4local.chats import Message
+from phi4local.printing import printable
+from phi4local.units import duration, file_size
+from ui.blocks import Body, Look, source_lines
+
+if TYPE_CHECKING:
+    from ui.blocks import Code
+
+_TAIL = 4  # lines of the thinking that are shown while it goes on
+_ENDS = {
+    "partial": "cut off before its end",
+    "stopped": "stopped",
+    "failed": "the engine failed here",
+}
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The styles of a transcript, made from the theme by the widget."""
+
+    body: Look
+    user: Style
+    model: Style
+    told: Style  # a line above which the model is told nothing
+    warning: Style
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a message stands among its versions, the oldest first; `number` counts from one."""
+
+    number: int = 1
+    of: int = 1
+
+
+class Turn:
+    """A message and how it is shown; `lines` are made anew only where something has changed."""
+
+    def __init__(self, message: Message, place: Place, speaker: str) -> None:
+        self.message = message
+        self.place = place
+        self.speaker = speaker  # the name at the head of an answer
+        self.note = ""  # what happens before the first word, or why the answer ended
+        self.rule = ""  # what the line above this message says
+        self.answering = False
+        self._thinking_open = False
+        self._source = False
+        self._body = Body(message.text)
+        self._thinking = Body(message.thinking)
+        self._made: tuple[int, Looks] | None = None
+        self._lines: list[Strip] = []
+        self._code_at = 0  # the line where the body begins
+
+    # ---- changes ----
+
+    def begin(self, note: str) -> None:
+        """The answer is being given."""
+        self.answering, self.note = True, note
+        self.forget()
+
+    def grow(self, text: str, thinking: str, thinking_seconds: float) -> None:
+        """The answer has gone on by these pieces."""
+        self._body.append(text)
+        self._thinking.append(thinking)
+        message = self.message
+        self.message = replace(
+            message,
+            text=message.text + text,
+            thinking=message.thinking + thinking,
+            thinking_seconds=thinking_seconds or message.thinking_seconds,
+        )
+        self.forget()
+
+    def end(self, message: Message, note: str) -> None:
+        """The answer as it stays; `note` says what kept it from its end."""
+        self.answering, self.note, self.message = False, note, message
+        if self._body.markdown != message.text:
+            self._body = Body(message.text)
+        if self._thinking.markdown != message.thinking:
+            self._thinking = Body(message.thinking)
+        self.forget()
+
+    def toggle_thinking(self) -> bool:
+        """Unfold or fold the thinking; whether there is any."""
+        self._thinking_open = not self._thinking_open
+        self.forget()
+        return bool(self.message.thinking)
+
+    def toggle_source(self) -> bool:
+        """The Markdown itself instead of what it means, or back; which of them now."""
+        self._source = not self._source
+        self.forget()
+        return self._source
+
+    def forget(self) -> None:
+        """The lines have to be made again."""
+        self._made = None
+
+    # ---- lines ----
+
+    @property
+    def codes(self) -> Sequence[Code]:
+        """The blocks of code in the order of the text."""
+        return () if self.message.role == "user" else self._body.codes()
+
+    def is_made(self, width: int, looks: Looks) -> bool:
+        return self._made == (width, looks)
+
+    def lines(self, width: int, looks: Looks) -> Sequence[Strip]:
+        """All lines, each at most `width` cells."""
+        if not self.is_made(width, looks):
+            self._lines = [
+                *self._rule_lines(width, looks),
+                _line(self._head(), looks.user if self.message.role == "user" else looks.model, width),
+                *self._attached(width, looks),
+                *self._thought(width, looks),
+                *self._said(width, looks),
+                *self._foot(width, looks),
+                Strip.blank(0),
+            ]
+            self._made = (width, looks)
+        return self._lines
+
+    def guess(self, width: int) -> int:
+        """About how many lines there will be, without making them."""
+        text = self.message.text
+        return 3 + text.count("\n") + len(text) // max(10, width)
+
+    def _rule_lines(self, width: int, looks: Looks) -> list[Strip]:
+        return [_line(f"── {self.rule} ──", looks.told, width), Strip.blank(0)] if self.rule else []
+
+    def _head(self) -> str:
+        name = "You" if self.message.role == "user" else printable(self.speaker, limit=60)
+        return f"{name}  ‹ {self.place.number} of {self.place.of} ›" if self.place.of > 1 else name
+
+    def _attached(self, width: int, looks: Looks) -> list[Strip]:
+        return [
+            _line(f"+ {printable(one.name)}, {file_size(one.bytes)}, {one.tokens:,} tokens", looks.body.dim, width)
+            for one in self.message.attachments
+        ]
+
+    def _thought(self, width: int, looks: Looks) -> list[Strip]:
+        thinking = self.message.thinking
+        if not thinking.strip():
+            return []
+        goes_on = self.answering and not self.message.text
+        words = f"{len(thinking.split()):,} words"
+        took = duration(self.message.thinking_seconds)
+        head = f"Thinking, {took}, {words}" if goes_on else f"Thought for {took}, {words}"
+        fold = looks.body.button + Style(meta={"@click": "toggle_thinking"})
+        lines = [_line(f"{'▾' if self._thinking_open else '▸'} {head}", fold, width)]
+        if self._thinking_open or goes_on:
+            inner = self._thinking.lines(max(1, width - 2), replace(looks.body, text=looks.body.dim))
+            shown = inner if self._thinking_open else inner[-_TAIL:]
+            lines += [Strip.join([Strip([Segment("│ ", looks.body.dim)]), strip]) for strip in shown]
+        return [*lines, Strip.blank(0)]
+
+    def _said(self, width: int, looks: Looks) -> Sequence[Strip]:
+        text = self.message.text
+        if self.message.role == "user" or self._source:
+            return source_lines(text, width, looks.body) if text else []
+        return self._body.lines(width, looks.body) if text.strip() else []
+
+    def _foot(self, width: int, looks: Looks) -> list[Strip]:
+        if self.answering:
+            waiting = not self.message.text and not self.message.thinking
+            return [_line(self.note, looks.body.dim, width)] if waiting and self.note else []
+        said = self.note or (_ENDS.get(self.message.state, "") if self.message.role == "assistant" else "")
+        return [strip for line in said.splitlines() for strip in source_lines(f"■ {line}", width, _warned(looks))]
+
+
+def _warned(looks: Looks) -> Look:
+    return replace(looks.body, text=looks.warning)
+
+
+def _line(text: str, style: Style, width: int) -> Strip:
+    """One line; what is too long ends with an ellipsis."""
+    strip = Strip([Segment(text, style)])
+    return strip if strip.cell_length <= width else Strip.join([strip.crop(0, width - 1), Strip([Segment("…", style)])])
