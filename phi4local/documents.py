@@ -192,7 +192,7 @@ def _decoded(data: bytes) -> tuple[str, str]:
     text = data.decode(encoding, "replace")
     bad = text.count("\ufffd")
     if mark or bad <= len(re.findall(r"[^\x00-\x7f\ufffd]", text)):  # a UTF-8 file with a few bad bytes
-        return text, f"{bad} damaged characters were replaced"
+        return text, f"Damaged characters that were replaced: {bad}"
     return data.decode("cp1252", "replace"), "Read as Windows-1252, as it is not UTF-8"
 
 

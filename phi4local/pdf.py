@@ -67,7 +67,7 @@ def _read(pages: Iterable[Any], most_characters: int, until: float) -> dict[str,
     taken = failed = 0
     left, cut = most_characters, False
     for page in every:
-        if left <= 0 or time.monotonic() > until:
+        if left <= 0 or (taken and time.monotonic() > until):
             break
         taken += 1
         try:

@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-SECONDS = 30.0
+SECONDS = 8.0
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _ARGUMENTS = ("--headless=new", "--no-sandbox", "--remote-debugging-port=0", "--no-first-run", "--disable-sync")
 _QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage")
@@ -143,7 +143,7 @@ class Chromium:
         """The screen once it shows `text`."""
         end = time.monotonic() + seconds
         while text not in (screen := await self.screen_text()):
-            assert time.monotonic() < end, f"no {text!r} on\n{screen}\n{self.complaints()}"
+            assert time.monotonic() < end, f"no {text!r} on\n{screen}\n{self.complaints()} {[(e['method'], str(e['params'])[-120:]) for e in self._events if 'ebSocket' in e['method']]}"
             await asyncio.sleep(0.05)
         return screen
 

@@ -60,7 +60,7 @@ def test_a_text_stays_as_it_is(text: str, encoding: str) -> None:
         assert read_document(path) == Document("a.md", path.stat().st_size, text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200) | st.text("aé\r\n\f\t\x1b\b\x85\0", max_size=50).map(str.encode))
 def test_any_bytes_are_a_clean_text_or_refused(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -81,18 +81,18 @@ def test_any_bytes_are_a_clean_text_or_refused(data: bytes) -> None:
         (b"a\r\nb\rc\n", "a\nb\nc\n", ()),
         (b"page\fpage", "page\npage", ()),
         (b"\x1b[31mred\x1b[0m" + b"." * 20, "\ufffd[31mred\ufffd[0m" + "." * 20, ()),
-        ("Grüße – 5 €".encode("cp1252"), "Grüße – 5 €", ("Read as Windows-1252, as it is not UTF-8",)),
+        ("Grüße, 5 €".encode("cp1252"), "Grüße, 5 €", ("Read as Windows-1252, as it is not UTF-8",)),
         ("naïve café".encode("latin-1"), "naïve café", ("Read as Windows-1252, as it is not UTF-8",)),
         (
             "größer als 20 Größen\n".encode() + b"\xff\n",
             "größer als 20 Größen\n\ufffd\n",
-            ("1 damaged characters were replaced",),
+            ("Damaged characters that were replaced: 1",),
         ),
-        ("\ufeffодин".encode("utf-16-be"), "один", ()),
+        ("\ufeffжил".encode("utf-16-be"), "жил", ()),
         (
-            "\ufeffодин два три четыре пять".encode("utf-16-le") + b"!",
-            "один два три четыре пять\ufffd",
-            ("1 damaged characters were replaced",),
+            "\ufeffжил-был мышь, и дом мыши".encode("utf-16-le") + b"!",
+            "жил-был мышь, и дом мыши\ufffd",
+            ("Damaged characters that were replaced: 1",),
         ),
         ("\ufffd".encode() * 3, "\ufffd" * 3, ()),
     ],
@@ -110,7 +110,6 @@ def test_encodings(file: Path, data: bytes, text: str, notes: tuple[str, ...]) -
         "no mark".encode("utf-16-le"),
         b"text\0text",
         bytes(range(1, 32)),
-        b"\xff\xfe" + random.Random(4).randbytes(500),
         Path(sys.executable).read_bytes()[:100_000],
     ],
 )
@@ -186,7 +185,7 @@ def test_files_of_the_kernel_tell_no_size_and_are_bounded() -> None:
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, name: str, limit: int) -> None:
     with (tmp_path / name).open("wb") as file:
         file.truncate(limit + 1)
-    with pytest.raises(UsageError, match="is larger than (16.0|64.0) MB"):
+    with pytest.raises(UsageError, match=r"is larger than (16.0|64.0) MB"):
         read_document(tmp_path / name)
 
 

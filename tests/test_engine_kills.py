@@ -45,36 +45,30 @@ class Killer:
         self._worker.kill()
 
 
-def while_idle(engine: LlamaCppEngine, _session: Session, _luck: random.Random) -> None:
-    Killer().strike()
-    deadline = time.monotonic() + SOON
+def while_idle(killer: Killer, engine: LlamaCppEngine, _session: Session, _luck: random.Random) -> None:
+    killer.strike()
     while engine.alive:
-        assert time.monotonic() < deadline
+        assert time.monotonic() - killer.struck < SOON
 
 
-def while_reading(_engine: LlamaCppEngine, session: Session, luck: random.Random) -> None:
-    killer = Killer()
+def while_reading(killer: Killer, _engine: LlamaCppEngine, session: Session, luck: random.Random) -> None:
     timer = threading.Timer(luck.uniform(0.0, 0.6), killer.strike)
     timer.start()
     try:
         list(session.stream(LONG_ASK, FEW))
     finally:
-        assert time.monotonic() - killer.struck < SOON or not killer.struck
         timer.join()
 
 
-def while_generating(_engine: LlamaCppEngine, session: Session, luck: random.Random) -> None:
-    killer, last = Killer(), luck.randrange(200)
-    try:
-        for number, _ in enumerate(session.stream(ASK, ENDLESS)):
-            if number == last:
-                killer.strike()
-    finally:
-        assert time.monotonic() - killer.struck < SOON
+def while_generating(killer: Killer, _engine: LlamaCppEngine, session: Session, luck: random.Random) -> None:
+    last = luck.randrange(200)
+    for number, _ in enumerate(session.stream(ASK, ENDLESS)):
+        if number == last:
+            killer.strike()
 
 
-def while_counting(engine: LlamaCppEngine, _session: Session, luck: random.Random) -> None:
-    timer = threading.Timer(luck.uniform(0.0, 0.02), Killer().strike)
+def while_counting(killer: Killer, engine: LlamaCppEngine, _session: Session, luck: random.Random) -> None:
+    timer = threading.Timer(luck.uniform(0.0, 0.02), killer.strike)
     timer.start()
     while timer.is_alive():
         assert engine.count(LONG_ASK) > 3000  # asks again by itself, if need be
@@ -94,19 +88,20 @@ def test_kills_at_random_moments(engine: LlamaCppEngine) -> None:
     luck, session, broken = random.Random(5), engine.open_session(), Counter[str]()
     moments = (while_reading, while_generating, while_idle, while_counting)
     for number in range(KILLS):
-        moment = moments[number % len(moments)]
+        moment, killer = moments[number % len(moments)], Killer()
         try:
-            moment(engine, session, luck)
+            moment(killer, engine, session, luck)
         except BackendError as error:
             assert "SIGKILL" in error.message
+            assert time.monotonic() - killer.struck < SOON
             broken[moment.__name__] += 1
         *chunks, finish = session.stream(ASK, FEW)
         assert isinstance(finish, Finish)
-        assert "".join(chunk.text for chunk in chunks if isinstance(chunk, Chunk)).endswith("46")
+        assert "= 46" in "".join(chunk.text for chunk in chunks if isinstance(chunk, Chunk))
         assert engine.alive
         [worker] = psutil.Process().children(recursive=True)
         assert worker.status() != psutil.STATUS_ZOMBIE
     assert not engine.info.safe_mode
     assert broken["while_reading"] > KILLS // 8
     assert broken["while_generating"] > KILLS // 8
-    assert not broken["while_idle"]
+    assert broken.keys() == {"while_reading", "while_generating"}  # the others never notice

@@ -13,7 +13,7 @@ from phi4local.actions.talk import TooLong, save, shortened
 from phi4local.chats import Message
 from phi4local.errors import NotFound, Phi4LocalError
 from ui import model_thread as told
-from ui.model_thread import ModelChoice, ModelThread
+from ui.model_thread import Load, ModelChoice, ModelThread
 from ui.open_chat import OpenChat
 from ui.status import State, StatusLine, StatusPanel
 from ui.transcript import Transcript
@@ -30,11 +30,11 @@ _WATCH_SECONDS = 0.5
 class AnsweringScreen(Screen[None]):
     """Holds the open chat, the model and its thread. What a user can do is in the class below this one."""
 
-    def __init__(self, choice: ModelChoice) -> None:
+    def __init__(self, choice: ModelChoice, load: Load | None = None) -> None:
         super().__init__()
         self.choice = choice
         self.talk: OpenChat  # opened when the screen has been painted once
-        self.model = ModelThread(self._tell)
+        self.model = ModelThread(self._tell, load)
         self.waiting: int | None = None  # the question whose answer has not ended
         self._unsaved: list[Message] = []
         self._thinking_since = 0.0

@@ -21,7 +21,7 @@ from phi4local.history import History
 from phi4local.settings import history_file, state_folder
 from ui.chat import ChatScreen
 from ui.keys import use_keys
-from ui.model_thread import ModelChoice
+from ui.model_thread import Load, ModelChoice
 from ui.open_chat import OpenChat
 
 _DARK, _LIGHT = "textual-dark", "textual-light"
@@ -43,7 +43,13 @@ class ChatApp(App[None]):
         ),
     ]
 
-    def __init__(self, choice: ModelChoice, system: str = "", sampling: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        choice: ModelChoice,
+        system: str = "",
+        sampling: Mapping[str, Any] | None = None,
+        load: Load | None = None,
+    ) -> None:
         super().__init__()
         self.animation_level = "none"  # nothing moves by itself: over ssh every frame is a screen of text
         self._system, self._sampling = system, sampling or {}
@@ -51,7 +57,7 @@ class ChatApp(App[None]):
         self._wrong_keys: Phi4LocalError | None = None
         self._left_at = 0.0
         self.history: History | None = None
-        self.chat = ChatScreen(choice)
+        self.chat = ChatScreen(choice, load)
 
     def on_mount(self) -> None:
         self.theme = _kept_theme()

@@ -53,13 +53,13 @@ class BuildRow(Widget):
     def render(self) -> Content:
         gap = " " * self._gap
         mark = next((sign for name, sign in _MARKS.items() if name in self.entry.marks), "  ")
-        parts = [Content(mark).stylize(self.get_visual_style("row--mark", partial=True))]
+        parts = [Content(mark).stylize(self.get_visual_style("row--mark"))]
         for column, cell, width in zip(COLUMNS, self.entry.cells, self._widths, strict=False):
             if width:
                 text = _fitted(printable(cell), width, right=column in RIGHT) + gap
                 part = Content(text)
                 kind = {"name": "row--name", "": "row--state"}.get(column)
-                parts.append(part.stylize(self.get_visual_style(kind, partial=True)) if kind else part)
+                parts.append(part.stylize(self.get_visual_style(kind)) if kind else part)
         return Content("").join(parts)
 
     def on_click(self, event: events.Click) -> None:

@@ -18,7 +18,7 @@ from phi4local.mentions import completions, mentions
 from ui import model_thread as told
 from ui.attachments import Attachments
 from ui.dialogs import Ask, Confirm, shown
-from ui.model_thread import ModelChoice
+from ui.model_thread import Load, ModelChoice
 from ui.navigation import NavigatingScreen
 from ui.open_chat import OpenChat
 from ui.prompt import Prompt, show_choices
@@ -62,8 +62,8 @@ class ChatScreen(NavigatingScreen):
         Binding("ctrl+n", "new", "New", id="chat.new", tooltip="Begin another chat"),
     ]
 
-    def __init__(self, choice: ModelChoice) -> None:
-        super().__init__(choice)
+    def __init__(self, choice: ModelChoice, load: Load | None = None) -> None:
+        super().__init__(choice, load)
         self._editing: Message | None = None
 
     def compose(self) -> ComposeResult:

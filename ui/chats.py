@@ -20,7 +20,7 @@ from phi4local.history import History
 from ui.chat_files import FORMATS, Format, read_chat, target, write_chat
 from ui.dialogs import Ask, Confirm, Pick, shown
 from ui.errands import Errands
-from ui.finder import Finder
+from ui.finder import Finder, SearchBox
 from ui.listing import counted, named
 from ui.rows import Rows
 
@@ -38,6 +38,14 @@ class Chosen:
 NEW = Chosen(0)
 
 
+class Keys(Footer):
+    """A Footer with as many columns as the style sheet says; Textual's puts all keys into one row."""
+
+    def compose(self) -> ComposeResult:
+        yield from super().compose()
+        self.styles.clear_rule("grid_size_columns")
+
+
 class ChatsScreen(Screen[Chosen | None]):
     """All chats; leaves with the chosen one, or with None where nothing changes for the open chat.
 
@@ -49,7 +57,7 @@ class ChatsScreen(Screen[Chosen | None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012  declared by Textual as an instance's
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open", id="chats.open", tooltip="Go on with this chat"),
-        Binding("slash,ctrl+f", "search", "Search", key_display="/", id="chats.search", tooltip="Search all messages"),
+        Binding("slash", "search", "Search", key_display="/", id="chats.search", tooltip="Search all messages"),
         Binding("n", "new", "New", id="chats.new", tooltip="Begin a chat"),
         Binding("r,f2", "rename", "Rename", id="chats.rename", tooltip="Give this chat another title"),
         Binding("p", "pin", "Pin", id="chats.pin", tooltip="Keep this chat above the others, or no longer"),
@@ -59,6 +67,7 @@ class ChatsScreen(Screen[Chosen | None]):
         Binding("e", "export", "Export", id="chats.export", tooltip="Write this chat to a file"),
         Binding("i", "import", "Import", id="chats.import", tooltip="Read a chat from a JSON file"),
         Binding("escape", "back", "Back", id="chats.back", tooltip="Leave the search, then the list"),
+        Binding("ctrl+f", "search", "Search", show=False, id="chats.find", tooltip="Search all messages"),
         # While the search box has the focus.
         Binding("up", "list('step', -1)", "Up", show=False, id="chats.up", tooltip="The row above"),
         Binding("down", "list('step', 1)", "Down", show=False, id="chats.down", tooltip="The row below"),
@@ -86,7 +95,7 @@ class ChatsScreen(Screen[Chosen | None]):
     def compose(self) -> ComposeResult:
         yield Finder(self._history, self._errands, self._current)
         yield Label(id="trouble", markup=False)
-        yield Footer(show_command_palette=False)
+        yield Keys(show_command_palette=False)
 
     def on_mount(self) -> None:
         self._errands.start()
@@ -126,6 +135,8 @@ class ChatsScreen(Screen[Chosen | None]):
             self.refresh_bindings()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        if action == "search":
+            return not isinstance(self.focused, SearchBox)
         return self._is_on_chat or action not in _NEEDING_A_CHAT
 
     # Leaving, and going about

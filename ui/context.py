@@ -174,7 +174,9 @@ class ContextScreen(ModalScreen[Choice | None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "take", "Choose", id="context.take", tooltip="Do what is marked", priority=True),
         *(
-            Binding(str(number), f"choose({number})", f"Choice {number}", id=f"context.{number}", show=False, tooltip=tip)
+            Binding(
+                str(number), f"choose({number})", f"Choice {number}", id=f"context.{number}", show=False, tooltip=tip
+            )
             for number, tip in enumerate(
                 ("Drop turns", "Summarise them", "A longer context", "A new chat", "Tell everything again"), 1
             )

@@ -10,7 +10,7 @@ from phi4local.chats import Chat, Hit, Summary
 from phi4local.printing import printable
 from ui.rows import Line, Piece
 
-_MOST_NAME = 24  # characters of a folder's and of a model's name in a row
+_MOST_NAME = 28  # characters of a folder's and of a model's name in a row
 _SPEAKERS = {"user": "You", "assistant": "Answer"}
 _SPEAKER_CELLS = 8
 

@@ -18,11 +18,10 @@ from textual.message import Message as Fact
 from phi4local.errors import Phi4LocalError
 
 if TYPE_CHECKING:
+    from phi4local.actions import talk
     from phi4local.actions.chat import Opened
     from phi4local.actions.longer import Longer
-    from phi4local.actions import talk
     from phi4local.chats import Attachment, Chat, Message
-    from phi4local.conversation import Message as Turn
     from phi4local.engine import Chunk, Finish, Session
     from phi4local.history import History
 
@@ -148,12 +147,29 @@ class _Pending:
     told_at: float = 0.0
 
 
+# How to come by an engine: the choice, what is open now, and how to close that once it is certain that it must go.
+Load = Callable[[ModelChoice, "Opened | None", Callable[[], None]], "Opened"]
+
+
+def load_model(choice: ModelChoice, before: Opened | None, leave: Callable[[], None]) -> Opened:
+    """Load a model of this machine (the errors of `phi4local.actions.chat.open_model`)."""
+    from phi4local.actions.chat import check_room, locate, open_located
+
+    context, kv = choice.context_tokens, choice.kv_type
+    located = locate(choice.name, context_tokens=context, kv_type=kv, replaced=before.engine if before else None)
+    if before:
+        check_room(located, before.engine, context_tokens=context, kv_type=kv)
+        leave()
+    return open_located(located, context_tokens=context, kv_type=kv)
+
+
 class ModelThread:
     """The engine and its thread. Its methods are for the screen's thread and return at once."""
 
-    def __init__(self, tell: Callable[[Fact], object]) -> None:
+    def __init__(self, tell: Callable[[Fact], object], load: Load | None = None) -> None:
         self.opened: Opened | None = None
         self._tell = tell
+        self._load = load or load_model
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._session: Session | None = None
         self._chat: int | None = None  # whose timeline the session is
@@ -228,40 +244,38 @@ class ModelThread:
             self._tell(fact)
 
     def _open(self, choice: ModelChoice) -> None:
-        from phi4local.actions.chat import check_room, locate, open_located
-
         self._say(Loading(choice))
-        before, room = self.opened, {"context_tokens": choice.context_tokens, "kv_type": choice.kv_type}
         self._keep()
+        before = self.opened
         try:
-            located = locate(choice.name, replaced=before.engine if before else None, **room)  # type: ignore[arg-type]
-            if before:
-                check_room(located, before.engine, **room)  # type: ignore[arg-type]
-                self._leave(before)
-            self.opened = open_located(located, **room)  # type: ignore[arg-type]
+            opened = self._load(choice, before, self._leave)
         except Phi4LocalError as error:
-            self._say(LoadFailed(error, choice, self._back_to(before)))
-            return
-        self._session, self._chat = self.opened.engine.open_session(), None
-        if self._closed:
-            self.opened.engine.close()
-        self._say(Loaded(self.opened, choice))
+            if before is not None and self.opened is None:
+                self._go_back(before)
+            self._say(LoadFailed(error, choice, self.opened))
+        else:
+            self._enter(opened)
+            self._say(Loaded(opened, choice))
 
-    def _leave(self, before: Opened) -> None:
+    def _leave(self) -> None:
+        """The present model makes room."""
+        if self.opened is not None:
+            self.opened.engine.close()
         self.opened = self._session = None
         self._unkept = False
-        before.engine.close()
 
-    def _back_to(self, before: Opened | None) -> Opened | None:
-        """The model that was open, open again."""
-        if before is not None and self.opened is None:
-            from phi4local.actions.chat import open_located
+    def _enter(self, opened: Opened) -> None:
+        self.opened = opened
+        self._session, self._chat = opened.engine.open_session(), None
+        if self._closed:
+            opened.engine.close()
 
-            load = before.engine.info.load
-            with contextlib.suppress(Phi4LocalError):
-                self.opened = open_located(before.located, context_tokens=load.context_tokens, kv_type=load.kv_type)
-                self._session, self._chat = self.opened.engine.open_session(), None
-        return self.opened
+    def _go_back(self, before: Opened) -> None:
+        """The model that was open, open again, where that still works."""
+        load, located = before.engine.info.load, before.located
+        name = located.label if located.stored else str(located.path)
+        with contextlib.suppress(Phi4LocalError):
+            self._enter(self._load(ModelChoice(name, load.context_tokens, load.kv_type), None, self._leave))
 
     def _session_of(self, chat: int) -> Session | None:
         """The timeline of a chat, with what was read of it before."""

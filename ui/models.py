@@ -46,7 +46,7 @@ class ModelsScreen(Screen[str | None]):
 
     CSS_PATH = "models.tcss"
     AUTO_FOCUS = "BuildList"
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-short"), (30, "-tall")]
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012  declared so by Screen
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "chat", "Chat", id="models.chat", tooltip="Chat with this build"),
         Binding("enter", "get", "Get", id="models.get", tooltip="Get this build: what it takes is shown first"),

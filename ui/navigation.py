@@ -16,7 +16,7 @@ from ui.answering import AnsweringScreen
 from ui.chats import ChatsScreen, Chosen
 from ui.context import Budget, Choice, ContextScreen, Drop
 from ui.dialogs import Ask, Confirm
-from ui.model_thread import ModelChoice
+from ui.model_thread import Load, ModelChoice
 from ui.models import ModelsScreen
 from ui.settings import Settings, SettingsScreen
 
@@ -24,8 +24,8 @@ from ui.settings import Settings, SettingsScreen
 class NavigatingScreen(AnsweringScreen):
     """What leads away from the transcript, and what comes back from there."""
 
-    def __init__(self, choice: ModelChoice) -> None:
-        super().__init__(choice)
+    def __init__(self, choice: ModelChoice, load: Load | None = None) -> None:
+        super().__init__(choice, load)
         self._fullness: ContextScreen | None = None
         self._drop_at: int | None = None
         self._longer_tokens: int | None = None

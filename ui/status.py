@@ -133,7 +133,9 @@ class Times(Widget):
         rows = [("last", ttft[-1], tps[-1] if tps else None)]
         rows += [(f"p{one}", percentile(ttft, one), percentile(tps, one, best_first=False)) for one in PERCENTILES]
         head = Content.assemble((f"{'':<{_LABEL}}{'first token':>11}{'tok/s':>9}", look))
-        lines = [Content.assemble((f"{name:<{_LABEL}}", look), f"{_seconds(a):>11}{_rate(b):>9}") for name, a, b in rows]
+        lines = [
+            Content.assemble((f"{name:<{_LABEL}}", look), f"{_seconds(a):>11}{_rate(b):>9}") for name, a, b in rows
+        ]
         return Content("\n").join([head, *lines])
 
 
