@@ -130,7 +130,12 @@ class History:
             ids: dict[int | None, int | None] = {None: None}
             for message in messages:
                 ids[message.id] = _insert(db, replace(message, chat=new, parent=ids[message.parent]))
-            db.execute("UPDATE chat SET leaf = ? WHERE id = ?", (ids[chat.leaf], new))
+            # Options may name a message: where the model's part of the chat begins.
+            start = ids.get(chat.sampling.get("start")) if isinstance(chat.sampling.get("start"), int) else None
+            moved = {"start": start} if start else {}
+            sampling = {key: value for key, value in chat.sampling.items() if key != "start"} | moved
+            change = "UPDATE chat SET leaf = ?, sampling = ? WHERE id = ?"
+            db.execute(change, (ids[chat.leaf], as_json(sampling), new))
             return _one_chat(db, new)
 
     def copy_chat(self, leaf: int) -> Chat:

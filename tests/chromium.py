@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-SECONDS = 8.0
+SECONDS = 30.0
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _ARGUMENTS = ("--headless=new", "--no-sandbox", "--remote-debugging-port=0", "--no-first-run", "--disable-sync")
 _QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage")
@@ -142,15 +142,15 @@ class Chromium:
     async def wait_for(self, text: str, seconds: float = SECONDS) -> str:
         """The screen once it shows `text`."""
         end = time.monotonic() + seconds
-        while text not in (screen := await self.screen_text()):
-            assert time.monotonic() < end, f"no {text!r} on\n{screen}\n{self.complaints()} {[(e['method'], str(e['params'])[-120:]) for e in self._events if 'ebSocket' in e['method']]}"
+        while text not in (screen := await self._settled(_READ_SCREEN) or ""):
+            assert time.monotonic() < end, f"no {text!r} on\n{screen}\n{self.complaints()}"
             await asyncio.sleep(0.05)
         return screen
 
     async def wait_until(self, expression: str, seconds: float = SECONDS) -> None:
         """Return once a line of JavaScript is true in the page."""
         end = time.monotonic() + seconds
-        while not await self.value(expression):
+        while not await self._settled(expression):
             assert time.monotonic() < end, f"never {expression}\n{self.complaints()}"
             await asyncio.sleep(0.05)
 
@@ -159,6 +159,12 @@ class Chromium:
         answer = await self._do("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    async def _settled(self, expression: str) -> Any:
+        """A value, or None while the tab goes from one page to another."""
+        with contextlib.suppress(AssertionError):
+            return await self.value(expression)
+        return None
 
     async def screenshot(self, path: Path) -> None:
         """Write what is seen as PNG."""

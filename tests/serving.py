@@ -37,10 +37,12 @@ class Echo(App):
 
 Echo().run()
 """
-# Neither asked nor told does it end, and it fills its output.
+# Neither asked nor told does it end, it fills its output, and it has a child that knows of no end either.
 STUBBORN = """
-import signal, time
+import signal, subprocess, time
 from textual.app import App
+
+subprocess.Popen(["sleep", "1000"])
 
 class Stubborn(App):
     def on_mount(self):

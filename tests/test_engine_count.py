@@ -29,7 +29,7 @@ PICKY = "{% if messages[-1].role != 'user' %}{{ raise_exception('a question, ple
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("nano") / "nano.gguf"
-    make(nano_folder(), "Q8_0", path)
+    make(nano_folder(), "BF16", path)
     return path
 
 

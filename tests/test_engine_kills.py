@@ -77,7 +77,7 @@ def while_counting(killer: Killer, engine: LlamaCppEngine, _session: Session, lu
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[LlamaCppEngine]:
-    make(nano_folder(), "Q8_0", tmp_path / "nano.gguf")
+    make(nano_folder(), "BF16", tmp_path / "nano.gguf")
     settings = LoadSettings(str(tmp_path / "nano.gguf"), threads=1)
     with contextlib.closing(LlamaCppEngine(settings, Host(tmp_path / "state"))) as opened:
         yield opened

@@ -9,6 +9,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
+from ui import code
 from ui.code import Listing, header
 from ui.formulas import display
 from ui.inline import LONGEST, Piece, pieces
@@ -42,7 +43,8 @@ class Body:
         self._unread = [markdown]
         self._last = ""  # the line that is not ended yet
         self._outline = Outline()
-        self._painter = _Painter(80, Look())
+        self._listings: dict[int, Listing] = {}
+        self._painter = _Painter(80, Look(), self._listings)
         self._painted: list[Strip] | None = None
         self._settled = self._height = 0  # sections that never change again, and their lines
         self._headers: list[int] = []
@@ -65,7 +67,7 @@ class Body:
             return self._painted
         self._read()
         if self._painted is None or not same:
-            self._painter, self._painted = _Painter(width, look), []
+            self._painter, self._painted = _Painter(width, look, self._listings), []
             self._settled = self._height = 0
             self._headers = []
         self._paint(self._painted)
@@ -140,31 +142,32 @@ def _language(section: Section) -> str:
 class _Painter:
     """Makes the lines of sections, for one width and one look."""
 
-    def __init__(self, width: int, look: Look) -> None:
+    def __init__(self, width: int, look: Look, listings: dict[int, Listing]) -> None:
         self.width = max(width, _LEAST)
         self.look = look
+        self.listings = listings  # by their numbers
         self.styles: dict[tuple[Style, tuple[str, ...]], Style] = {}
         self.painters: dict[str, Callable[[Section, int], list[Line]]] = {
             "paragraph": self._paragraph,
             "heading": self._heading,
             "rule": self._rule,
-            "fence": self._fence,
-            "indented": self._indented,
             "table": self._table,
             "html": self._source,
             "source": self._source,
+            "rest": self._rest,
         }
 
     def strips(self, section: Section) -> list[Strip]:
         """A section's lines, with what stands around them."""
         first, others, room = self._margins(section)
+        gap = [_strip(self._gap(section))] if section.gap else []
         try:
+            if section.kind in ("fence", "indented"):
+                return gap + self._listing(section, first, code.Painter(self.look, room, others))
             lines = self.painters[section.kind](section, room)
         except Exception:  # noqa: BLE001  (an answer is shown, whatever a parser of others makes of it)
             lines = self._source(section, room)
-        strips = [_strip(self._gap(section))] if section.gap else []
-        strips += [_strip([*others, *line] if number else [*first, *line]) for number, line in enumerate(lines)]
-        return strips
+        return gap + [_strip([*others, *line] if number else [*first, *line]) for number, line in enumerate(lines)]
 
     # ---- around a section ----
 
@@ -266,17 +269,20 @@ class _Painter:
     def _source(self, section: Section, room: int) -> list[Line]:
         return _plain(section.lines, room, self.look.text)
 
+    def _rest(self, section: Section, room: int) -> list[Line]:
+        text = f"… {section.level:,} more characters, which are too many to show"
+        return wrapped([(text, self.look.text + self.look.dim)], room)
+
     # ---- listings and tables ----
 
-    def _fence(self, section: Section, room: int) -> list[Line]:
-        listing = section.kept.setdefault("listing", Listing())
-        assert isinstance(listing, Listing)
+    def _listing(self, section: Section, first: Line, painter: code.Painter) -> list[Strip]:
+        if section.kind == "indented":
+            strips = Listing().strips(section.lines, "", closed=True, painter=painter)
+            return [Strip([*first, *list(strips[0])[len(first) :]], strips[0].cell_length), *strips[1:]]
+        listing = self.listings.setdefault(section.number, Listing())
         language = _language(section)
-        lines = listing.lines(section.lines, language, closed=section.closed, look=self.look, width=room)
-        return [header(language, section.number, room, self.look), *lines]
-
-    def _indented(self, section: Section, room: int) -> list[Line]:
-        return Listing().lines(section.lines, "", closed=True, look=self.look, width=room)
+        strips = listing.strips(section.lines, language, closed=section.closed, painter=painter)
+        return [_strip([*first, *header(language, section.number, painter.width, self.look)]), *strips]
 
     def _table(self, section: Section, room: int) -> list[Line]:
         head, delimiters, *rows = section.lines

@@ -130,7 +130,8 @@ class BuildList(VerticalScroll, can_focus=True, inherit_bindings=False):
             row.display = index < len(self._entries)
         self._lay_out()
         labels = [entry.label for entry in self._entries]
-        self.cursor = labels.index(wanted) if wanted in labels else min(self.cursor, max(0, len(labels) - 1))
+        near = min(self.cursor, max(0, len(labels) - 1)) if self.is_moved else 0
+        self.cursor = labels.index(wanted) if wanted in labels else near
         self._mark()
 
     def _lay_out(self) -> None:

@@ -89,7 +89,7 @@ class ChatsScreen(Screen[Chosen | None]):
         self._searching = searching
         self._on_delete = on_delete
         self._errands = Errands(self)
-        self._is_on_chat = False
+        self._is_on_chat = True  # until the list is read, so that the keys are shown once
         self._is_current_deleted = False
 
     def compose(self) -> ComposeResult:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rich.segment import Segment
 from rich.style import Style
+from textual.strip import Strip
 
 from ui.look import Look
 from ui.wrapping import Line, Run, chopped, measured, safe
@@ -16,37 +19,78 @@ if TYPE_CHECKING:
     from pygments.lexer import Lexer
     from pygments.token import _TokenType
 
-LONGEST, WIDEST = 2_000, 2_000  # lines that are highlighted, and the characters of one
+LONGEST, WIDEST = 2_000, 1_000  # lines that are highlighted, and the characters of one
+SHOWN = 10_000  # lines
+_PATIENCE = 0.25  # seconds that the lexer of a listing may take: some are quadratic in what they cannot read
 Tokens = list[tuple["_TokenType | None", str]]
 
 
 class Listing:
-    """A block of code. `highlight` costs what is new, not the whole: see `_settled`."""
+    """A block of code. What is new costs something, not the whole: see `_settled`."""
 
     def __init__(self) -> None:
         self.language = ""
-        self.tokens: list[Tokens] = []  # of the lines that are settled
         self.closed = False
-        self.painted: list[list[Line]] = []  # those lines, for one look and one width
+        self.is_slow = False
+        self.tokens: list[Tokens] = []  # of the lines that are settled
+        self.painted: list[Strip] = []  # those lines, in one manner
+        self.count = 0  # how many of them that is
         self.manner: tuple[Look, int] | None = None
 
-    def lines(self, code: Sequence[str], language: str, *, closed: bool, look: Look, width: int) -> list[Line]:
-        """The code's lines on a terminal so wide."""
-        self._settle(code, language, closed)
-        if self.manner != (look, width):
-            self.manner, self.painted = (look, width), []
-        for tokens in self.tokens[len(self.painted) :]:
-            self.painted.append(_painted(tokens, look, width))
-        fresh = _tokens(code[len(self.tokens) :], language, len(self.tokens))
-        return [line for lines in (*self.painted, *(_painted(each, look, width) for each in fresh)) for line in lines]
+    def strips(self, code: Sequence[str], language: str, *, closed: bool, painter: Painter) -> list[Strip]:
+        """The code's lines; the code may only have grown since the last time."""
+        shown = code[:SHOWN]
+        self._settle(shown, language, closed or len(code) > SHOWN)
+        if self.manner != (painter.look, painter.width):
+            self.manner, self.painted, self.count = (painter.look, painter.width), [], 0
+        for tokens in self.tokens[self.count :]:
+            self.painted += painter.strips(tokens)
+        self.count = len(self.tokens)
+        fresh = self._read(shown, len(self.tokens), len(shown))
+        left = f"… {len(code) - SHOWN:,} more lines, which a copy has, too"
+        rest = painter.strips([(None, left)]) if len(code) > SHOWN else []
+        return [*self.painted, *(strip for tokens in fresh for strip in painter.strips(tokens)), *rest]
 
     def _settle(self, code: Sequence[str], language: str, closed: bool) -> None:
         count = len(code) if closed else _settled(len(code) - 1)
         if count == len(self.tokens) and closed == self.closed and language == self.language:
             return
         self.language, self.closed = language, closed
-        self.tokens = _tokens(code[:count], language, 0)
-        self.painted = []
+        self.tokens = self._read(code, 0, count)
+        self.painted, self.count = [], 0
+
+    def _read(self, code: Sequence[str], start: int, end: int) -> list[Tokens]:
+        """The tokens of each line; beyond what is highlighted, the line itself."""
+        lines = [safe(line) for line in code[start:end]]
+        lexer = None if self.is_slow or not self.language else _lexer(self.language)
+        count = max(0, LONGEST - start)
+        if not lexer or not lines[:count] or max(map(len, lines[:count])) > WIDEST:
+            return [[(None, line)] for line in lines]
+        begun = time.monotonic()
+        tokens = _lexed(lexer, lines[:count], begun + _PATIENCE)
+        self.is_slow = time.monotonic() - begun > _PATIENCE
+        return tokens + [[(None, line)] for line in lines[count:]]
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Makes the lines of a listing: on its ground, behind what stands around it."""
+
+    look: Look
+    width: int
+    margin: Line
+
+    def strips(self, tokens: Tokens) -> list[Strip]:
+        """A line of code, on as many lines as it needs."""
+        ground = self.look.text + self.look.code_block
+        name = self.look.pygments_style
+        runs: list[Run] = [(text, ground + _style(name, kind) if kind else ground) for kind, text in tokens]
+        return [self._strip(line, ground) for line in chopped(runs, self.width - 2)]
+
+    def _strip(self, line: Line, ground: Style) -> Strip:
+        space = self.width - 1 - measured(line)
+        segments = [*self.margin, Segment(" ", ground), *line, Segment(" " * space, ground)]
+        return Strip(segments, measured(self.margin) + self.width)
 
 
 def _settled(count: int) -> int:
@@ -71,32 +115,13 @@ def header(language: str, number: int, width: int, look: Look) -> Line:
     return [Segment(text, ground + look.dim) for text, _, _ in [*line, Segment(space)]] + [button, Segment(" ", ground)]
 
 
-def _painted(tokens: Tokens, look: Look, width: int) -> list[Line]:
-    """A line of code on its ground, on as many lines as it needs."""
-    ground = look.text + look.code_block
-    runs: list[Run] = [(text, ground + _style(look.pygments_style, kind) if kind else ground) for kind, text in tokens]
-    lines: list[Line] = []
-    for line in chopped(runs, width - 2):
-        space = width - 1 - measured(line)
-        lines.append([Segment(" ", ground), *line, Segment(" " * space, ground)])
-    return lines
-
-
-def _tokens(code: Sequence[str], language: str, before: int) -> list[Tokens]:
-    """The tokens of each line; beyond what is highlighted, the line itself."""
-    lines = [safe(line) for line in code]
-    lexer = _lexer(language) if language and lines else None
-    count = max(0, LONGEST - before)
-    if lexer is None or not count or max(map(len, lines[:count])) > WIDEST:
-        return [[(None, line)] for line in lines]
-    return [*_lexed(lexer, lines[:count]), *([(None, line)] for line in lines[count:])]
-
-
-def _lexed(lexer: Lexer, lines: list[str]) -> list[Tokens]:
+def _lexed(lexer: Lexer, lines: list[str], until: float) -> list[Tokens]:
     plain: list[Tokens] = [[(None, line)] for line in lines]
     result: list[Tokens] = [[]]
     try:
         for kind, text in lexer.get_tokens("\n".join(lines)):
+            if time.monotonic() > until:
+                return plain
             first, *following = text.split("\n")
             result[-1].append((kind, first))
             result += [[(kind, part)] for part in following]

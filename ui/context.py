@@ -1,6 +1,6 @@
 """The context as a budget: how much of it a chat has used (`Budget`), and what to do when it is full (`ContextScreen`).
 
-    self.app.push_screen(ContextScreen(used, context, drop, longer, shortened), self.chosen)    None: nothing is to happen
+    self.app.push_screen(ContextScreen(used, context, drop, longer, shortened), self.chosen)    None: nothing to do
 
 Facts that take a while (`drop`, `longer`) may be None at first and filled in with `set_drop` and `set_longer`.
 """
@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import PurePath
 from typing import ClassVar
 
 from textual import events, on
@@ -168,7 +169,7 @@ class Facts:
 class ContextScreen(ModalScreen[Choice | None]):
     """What can be done; None: back to the text, nothing was sent."""
 
-    CSS_PATH: ClassVar[list[str]] = ["context.tcss", "status.tcss"]  # the looks of the budget are the status line's
+    CSS_PATH: ClassVar[list[str | PurePath]] = ["context.tcss", "status.tcss"]  # the latter has the budget's looks
     AUTO_FOCUS = "OptionList"
     COMPONENT_CLASSES: ClassVar[set[str]] = {"context--title"}
     BINDINGS: ClassVar[list[BindingType]] = [

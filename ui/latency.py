@@ -38,7 +38,9 @@ def latency_of(stats: Sequence[Mapping[str, Any] | None]) -> Latency:
     return Latency(
         tuple(number(one, "ttft_seconds") for one in told),
         tuple(tps for one in told if (tps := number(one, "generation_tps"))),
-        *(int(number(last, name)) for name in ("prompt_tokens", "cached_tokens", "generation_tokens")),
+        prompt_tokens=int(number(last, "prompt_tokens")),
+        cached_tokens=int(number(last, "cached_tokens")),
+        generation_tokens=int(number(last, "generation_tokens")),
         prompt_tps=number(last, "prompt_tps"),
     )
 

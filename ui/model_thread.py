@@ -337,7 +337,11 @@ class ModelThread:
                 self._say(Refused(question, TooLong(used, context)))
                 return
             answer = talk.answer(
-                history, question, prompt, lambda turns: self._begin(session, session.stream(turns, options))
+                history,
+                question,
+                prompt,
+                lambda turns: self._begin(session, session.stream(turns, options)),
+                self.opened.label,
             )
             self._speak(answer, used)
         except Phi4LocalError as error:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import re
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ui.formulas import LONGEST
 
-Kind = Literal["paragraph", "heading", "rule", "fence", "indented", "table", "html", "source"]
+Kind = Literal["paragraph", "heading", "rule", "fence", "indented", "table", "html", "source", "rest"]
 
 DEEPEST = 30  # quotations and items around a section
-WHOLE = 200_000  # characters of a message that are read as Markdown; the rest is shown as its source
-PARAGRAPH, ROWS = 4_000, 50  # what is longer goes on as another section, so that little is made again for each word
+WHOLE, SHOWN = 100_000, 400_000  # characters of a message that are read as Markdown, and that are shown at all
+PARAGRAPH, ROWS = 2_000, 50  # what is longer goes on as another section, so that little is made again for each word
+_PAGE = 100  # lines of a section that is shown as its source
+_COLUMNS = 40
 _TITLE = 100  # a longer line with dashes under it is a paragraph before a rule
 
 _FENCE = re.compile(r"( {0,3})(`{3,}(?=[^`]*$)|~{3,})(.*)")
@@ -59,12 +61,11 @@ class Section:
     shared: int
     gap: bool
     lines: list[str]
-    level: int = 0  # of a heading
+    level: int = 0  # of a heading; of the rest, its characters
     fence: str = ""  # what began a listing
     info: str = ""  # what stands behind that
     number: int = -1  # which listing of the message it is
     closed: bool = False
-    kept: dict[str, object] = field(default_factory=dict)  # what its painter wants to find again
 
 
 def cells(row: str) -> list[str]:
@@ -106,7 +107,7 @@ def _is_delimiter(line: str, header: str) -> bool:
     if "|" not in line or set(line) - set("|-: \t") or "-" not in line:
         return False
     columns = cells(line)
-    return len(columns) == len(cells(header)) and all(re.fullmatch(":?-+:?", column) for column in columns)
+    return len(columns) == len(cells(header)) <= _COLUMNS and all(re.fullmatch(":?-+:?", column) for column in columns)
 
 
 class Outline:
@@ -276,7 +277,7 @@ class Outline:
     def _continue(self, rest: str) -> None:
         """One more line of a paragraph; a long one goes on as another section."""
         self.size += len(rest)
-        if self.size > max(PARAGRAPH, LONGEST):
+        if self.size > (LONGEST if self.formula else PARAGRAPH):
             self._begin("paragraph", len(self.stack), False, rest)
             return
         self.sections[-1].lines.append(rest)
@@ -333,14 +334,16 @@ class Outline:
     def _source(self, line: str) -> None:
         """A line of a message that is too long."""
         self.stack = ()
+        kind: Kind = "source" if self.total <= SHOWN else "rest"
         section = self.sections[-1] if self.sections else None
-        if not section or section.kind != "source" or section.closed:
-            section = Section("source", (), 0, bool(self.sections) and self.blanks > 0, [])
+        if not section or section.kind != kind or len(section.lines) >= _PAGE:
+            section = Section(kind, (), 0, bool(self.sections) and self.blanks > 0, [])
             self.sections.append(section)
-        else:
-            section.lines += [""] * self.blanks
-        section.lines.append(line)
-        section.closed = len(section.lines) > PARAGRAPH // 40
+        elif kind == "source":
+            section.lines += [""] * min(self.blanks, _PAGE)
+        if kind == "source":
+            section.lines.append(line)
+        section.level += len(line)
 
 
 _BEGINNINGS: tuple[tuple[Kind, re.Pattern[str]], ...] = (

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shlex
-from collections.abc import Sequence
+import signal
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from aiohttp import web
 from textual_serve.app_service import AppService
@@ -56,10 +59,6 @@ class Served(AppService):
             start_new_session=True,
         )
         self._stdin = process.stdin
-        self._errors = process.stderr
-        # The base class keeps all of it and prints it as it came; it gets an empty one.
-        process.stderr = asyncio.StreamReader()
-        process.stderr.feed_eof()
         return process
 
     async def set_terminal_size(self, width: int, height: int) -> None:
@@ -67,13 +66,17 @@ class Served(AppService):
         await super().set_terminal_size(_cells(width), _cells(height))
 
     async def run(self) -> None:
-        """Pass on what the app writes until it has ended, then close the tab's connection."""
+        """Pass on what the app writes until it has ended, then close the tab's connection.
+
+        The base class's own is lost where an app fails at once, and prints what it was told on stderr as it came.
+        """
         assert self._process is not None
         assert self._process.stdout is not None
-        tail = asyncio.create_task(_tail(self._errors))
+        tail = asyncio.create_task(_tail(self._process.stderr))
         try:
-            with contextlib.suppress(ConnectionError, ValueError):  # the tab is gone; not a Textual app
-                await super().run()
+            # The app has ended, the tab is gone, or this is no app of Textual's.
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, LookupError, ValueError):
+                await self._relay(self._process.stdout)
             # An app that ends must not wait for somebody to read what it writes meanwhile.
             await _tail(self._process.stdout)
             code, words = await self._process.wait(), (await tail).strip()
@@ -84,6 +87,16 @@ class Served(AppService):
         finally:
             tail.cancel()
             await self.remote_close()
+
+    async def _relay(self, output: asyncio.StreamReader) -> None:
+        """Act on packets: a letter, four bytes of length and as many of payload, after a line of their own."""
+        handlers = {b"D": self.on_data, b"M": self.on_meta, b"P": self.on_packed}
+        while await output.readline() not in (b"__GANGLION__\n", b""):
+            pass
+        while True:
+            handle = handlers[await output.readexactly(1)]
+            size = int.from_bytes(await output.readexactly(4), "big")
+            await handle(await output.readexactly(size))
 
     async def on_meta(self, data: bytes) -> None:
         """Its farewell is not its end: the engine is closed after it, and errors are said."""
@@ -102,20 +115,26 @@ class Served(AppService):
         if self._process is None or self._task is None:
             return
         await self._download_manager.cancel_app_downloads(self.app_service_id)
-        await self.send_meta({"type": "quit"})
+        await _patiently(self.send_meta({"type": "quit"}))
         self.stdin.close()
-        for more in (self._process.terminate, self._process.kill):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_PATIENCE_SECONDS):
-                    await self._process.wait()
-            if self._process.returncode is None:
-                more()
+        await _patiently(self._process.wait())
+        if self._process.returncode is None:
+            self._process.terminate()
+            await _patiently(self._process.wait())
+        # Its children too: an engine in the middle of a long prompt, or one that an app left behind.
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS has the latter for one that is dead
+            os.killpg(self._process.pid, signal.SIGKILL)
         await self._task
         self._task = None
 
 
 async def _close(websocket: web.WebSocketResponse) -> None:
     await websocket.close()
+
+
+async def _patiently(work: Coroutine[Any, Any, object]) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(work, _PATIENCE_SECONDS)
 
 
 async def _tail(stream: asyncio.StreamReader | None) -> str:

@@ -185,8 +185,9 @@ class SettingsScreen(ModalScreen[Settings | None]):
         self._fill(next(preset for preset in PRESETS if _button_id(preset) == event.button.id))
 
     def action_next_preset(self) -> None:
+        """The one after that which is filled in; what is the user's own is left for the first with a text."""
         active = self._active()
-        self._fill(PRESETS[(PRESETS.index(active) + 1) % len(PRESETS)] if active else PRESETS[0])
+        self._fill(PRESETS[(PRESETS.index(active) + 1 if active else 1) % len(PRESETS)])
 
     def _fill(self, preset: Preset) -> None:
         """Put a preset into the fields, where it can be seen, changed and, in the text, undone."""

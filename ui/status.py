@@ -130,7 +130,7 @@ class Times(Widget):
         if not self.latency.answers:
             return Content("No answer yet")
         ttft, tps = self.latency.ttft_seconds, self.latency.generation_tps
-        rows = [("last", ttft[-1], tps[-1] if tps else None)]
+        rows: list[tuple[str, float | None, float | None]] = [("last", ttft[-1], tps[-1] if tps else None)]
         rows += [(f"p{one}", percentile(ttft, one), percentile(tps, one, best_first=False)) for one in PERCENTILES]
         head = Content.assemble((f"{'':<{_LABEL}}{'first token':>11}{'tok/s':>9}", look))
         lines = [

@@ -29,7 +29,7 @@ _SIZE = (("width", 80), ("height", 24))
 _MOST_APPS = 4
 _MOST_MESSAGE_BYTES = 4 << 20  # a paste is one message
 _CLOSE_SECONDS = 2.0  # how long a tab may take to answer that it is closed
-_SHUTDOWN_SECONDS = 12.0  # longer than the most patient end of an app
+_SHUTDOWN_SECONDS = 15.0  # longer than the most patient end of an app
 _NO_MESSAGE = (
     AssertionError,
     AttributeError,
@@ -130,8 +130,10 @@ class _Server(Server):
                 with contextlib.suppress(*_NO_MESSAGE):
                     await self._process_messages(websocket, app)
         finally:
-            await app.stop()
-            self._apps.remove(app)
+            try:
+                await app.stop()
+            finally:
+                self._apps.remove(app)
         if app.last_words:
             self._announce(app.last_words)
 

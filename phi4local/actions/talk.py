@@ -26,7 +26,7 @@ from phi4local.settings import state_folder
 
 SAVE_SECONDS = 1.0  # of an answer, at most so much can be lost to a kill
 LEAST_ROOM = 64  # tokens that an answer must have
-_STATE_OF = {"stop": "complete", "length": "partial", "cancelled": "stopped", "error": "failed"}
+_STATE_OF: dict[str, State] = {"stop": "complete", "length": "partial", "cancelled": "stopped", "error": "failed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +119,14 @@ def answer(
     question: Message,
     prompt: Sequence[Turn],
     ask: Callable[[Sequence[Turn]], Generator[Chunk | Finish]],
+    model: str,
 ) -> Generator[Event]:
     """One answer to `question`, on disk from before its first word; closing the generator stops and keeps it.
 
-    `ask` begins the stream of a session. Ends with exactly one `Answered`, also when the engine fails (InsufficientResources, UsageError where not even the
+    `ask` begins the stream of a session; `model` is who answers. Ends with exactly one `Answered`, also when the engine fails (InsufficientResources, UsageError where not even the
     empty answer can be kept).
     """
-    written = _Written(history, history.begin_answer(question.chat, question.id))
+    written = _Written(history, history.begin_answer(question.chat, question.id), model)
     yield Begun(written.message)
     finish: Finish | None = None
     error: Phi4LocalError | None = None
@@ -135,25 +136,26 @@ def answer(
                 if isinstance(item, Finish):
                     finish = item
                     continue
+                missed = written.hear(item)
                 yield item
-                if unsaved := written.hear(item):
-                    yield Unsaved(unsaved)
+                if missed:
+                    yield Unsaved(missed)
     except Phi4LocalError as caught:
         error = caught
     except GeneratorExit:
         written.end("stopped", None)
         raise
     reason = finish.reason if finish else "error"
-    unsaved = written.end(_STATE_OF[reason], finish)  # type: ignore[arg-type]
+    unsaved = written.end(_STATE_OF[reason], finish)
     yield Answered(written.message, finish, error, unsaved)
 
 
 class _Written:
     """An answer on its way to the disk."""
 
-    def __init__(self, history: History, message: Message) -> None:
+    def __init__(self, history: History, message: Message, model: str) -> None:
         self.message = message
-        self._history = history
+        self._history, self._model = history, model
         self._said: dict[str, list[str]] = {"answer": [], "thinking": []}
         self._thinking_since = 0.0
         self._thinking_seconds = 0.0
@@ -177,14 +179,14 @@ class _Written:
 
     def end(self, state: State, finish: Finish | None) -> Phi4LocalError | None:
         """The answer as it stays; what keeps it from the disk."""
-        stats = dataclasses.asdict(finish.stats) | {"reason": finish.reason} if finish else None
+        cost = dataclasses.asdict(finish.stats) | {"reason": finish.reason} if finish else {}
         self.message = dataclasses.replace(
             self.message,
             text=self._text("answer"),
             thinking=self._text("thinking"),
             thinking_seconds=self._thinking_seconds,
             state=state,
-            stats=stats,
+            stats={"model": self._model, **cost},
         )
         return save(self._history, self.message)
 
