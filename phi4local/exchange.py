@@ -56,7 +56,7 @@ def file_name(title: str, ending: str) -> str:
     """A name that every file system and shell takes: no part of a path, no option, no device of Windows."""
     letters = unicodedata.normalize("NFC", title[:MOST_LABEL])
     safe = "".join(c if c in "-_" or unicodedata.category(c)[0] in "LMN" else " " for c in letters)
-    name = " ".join(safe.encode(errors="ignore")[:_MOST_NAME].decode(errors="ignore").split()).lstrip("-")
+    name = " ".join(safe.encode(errors="ignore")[:_MOST_NAME].decode(errors="ignore").split()).lstrip("- ")
     return (f"chat {name}".rstrip() if not name or _DEVICE.fullmatch(name) else name) + ending
 
 

@@ -257,6 +257,15 @@ def test_a_session_cancels_its_own_answer_only(tmp_path: Path, opened) -> None:
     assert (heard[0].finish.reason, heard[0].answer) == ("cancelled", "")
 
 
+def test_what_is_timed_after_a_cancelled_answer_is_not_cancelled(says) -> None:
+    session = says("a", "b", loop=True)
+    stream = session.stream(ASK, GREEDY)
+    next(stream)
+    stream.close()
+    timing = session._engine.time_tokens(16, 2)
+    assert timing.prompt_seconds > 0
+
+
 def test_two_answers_at_once_are_refused_in_one_thread(says) -> None:
     session = says("a", "b", loop=True)
     with_first = session.stream(ASK, GREEDY)

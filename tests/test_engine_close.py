@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -140,18 +141,16 @@ def test_an_engine_that_starts_anew(engine: LlamaCppEngine, pause: float, stoppe
     close(engine, doing)
 
 
-def test_many_threads_at_once(path: Path, tmp_path: Path) -> None:
-    for pause in (0.0, 0.05, 0.3):
-        engine = LlamaCppEngine(LoadSettings(str(path), threads=1), Host(tmp_path / "state"))
-        session, state = engine.open_session(), tmp_path / "one.state"
-        doings = [Doing(lambda deed=deed: deed(engine, session, state)) for deed in DEEDS.values()]  # type: ignore[misc]
-        time.sleep(pause)
-        closings = [Doing(engine.close) for _ in range(4)]
-        started = time.monotonic()
-        for doing in (*doings, *closings):
-            doing.wait()
-            assert doing.ended - started < SOON
-        assert not psutil.Process().children(recursive=True)
+@pytest.mark.parametrize("pause", [0.0, 0.05, 0.3])
+def test_many_threads_at_once(engine: LlamaCppEngine, tmp_path: Path, pause: float) -> None:
+    session, state = engine.open_session(), tmp_path / "one.state"
+    doings = [Doing(partial(deed, engine, session, state)) for deed in DEEDS.values()]
+    time.sleep(pause)
+    started = time.monotonic()
+    for doing in [*doings, *(Doing(engine.close) for _ in range(4))]:
+        doing.wait()
+        assert doing.ended - started < SOON
+    assert not psutil.Process().children(recursive=True)
 
 
 def test_a_stopped_process_keeps_nobody_waiting_who_cancels(engine: LlamaCppEngine) -> None:

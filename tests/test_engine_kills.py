@@ -27,7 +27,7 @@ from tests.running import make
 
 KILLS = int(os.environ.get("PHI4LOCAL_KILLS", "20"))
 ASK = [Message("user", "12 + 34")]
-LONG_ASK = [Message("user", "12 + 34 " * 550)]  # fills the context, and is read for about a second
+LONG_ASK = [Message("user", "12 + 34 " * 300)]  # is read for half a second or more
 FEW = GenerationOptions(max_tokens=20)
 ENDLESS = GenerationOptions(temperature=9.0, top_k=0, top_p=1.0)  # any token, so hardly ever the end token
 SOON = 2.0
@@ -44,6 +44,11 @@ class Killer:
         self.struck = time.monotonic()
         self._worker.kill()
 
+    def wait(self) -> None:
+        """Until the process is gone; one that is killed may still say something."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._worker.wait(SOON)
+
 
 def while_idle(killer: Killer, engine: LlamaCppEngine, _session: Session, _luck: random.Random) -> None:
     killer.strike()
@@ -52,7 +57,7 @@ def while_idle(killer: Killer, engine: LlamaCppEngine, _session: Session, _luck:
 
 
 def while_reading(killer: Killer, _engine: LlamaCppEngine, session: Session, luck: random.Random) -> None:
-    timer = threading.Timer(luck.uniform(0.0, 0.6), killer.strike)
+    timer = threading.Timer(luck.uniform(0.01, 0.4), killer.strike)
     timer.start()
     try:
         list(session.stream(LONG_ASK, FEW))
@@ -71,7 +76,7 @@ def while_counting(killer: Killer, engine: LlamaCppEngine, _session: Session, lu
     timer = threading.Timer(luck.uniform(0.0, 0.02), killer.strike)
     timer.start()
     while timer.is_alive():
-        assert engine.count(LONG_ASK) > 3000  # asks again by itself, if need be
+        assert engine.count(LONG_ASK) > 1000  # asks again by itself, if need be
     timer.join()
 
 
@@ -95,6 +100,7 @@ def test_kills_at_random_moments(engine: LlamaCppEngine) -> None:
             assert "SIGKILL" in error.message
             assert time.monotonic() - killer.struck < SOON
             broken[moment.__name__] += 1
+        killer.wait()
         *chunks, finish = session.stream(ASK, FEW)
         assert isinstance(finish, Finish)
         assert "= 46" in "".join(chunk.text for chunk in chunks if isinstance(chunk, Chunk))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -89,13 +92,45 @@ def test_a_deadline_ends_the_process(tmp_path: Path) -> None:
     assert not children()
 
 
-def test_a_deaf_process_is_ended_by_force(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_deaf_process_is_ended_by_force(tmp_path: Path, stopped: bool) -> None:
     running = worker(tmp_path, "print('1', flush=True)\ntime.sleep(60)")
     running.send({})
     assert running.receive() == 1
+    if stopped:
+        children()[0].send_signal(signal.SIGSTOP)
     started = time.monotonic()
     running.stop()
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 0.3
+    assert not children()
+
+
+@pytest.mark.parametrize("request_letters", [1, 1_000_000])  # the second fills the pipe
+def test_who_talks_with_a_process_that_is_stopped_meets_its_death(tmp_path: Path, request_letters: int) -> None:
+    running = worker(tmp_path, "")
+    children()[0].send_signal(signal.SIGSTOP)
+    stopping = threading.Timer(0.2, running.stop)
+    stopping.start()
+    started = time.monotonic()
+    with contextlib.suppress(WorkerDied):
+        running.send({"op": "x" * request_letters})
+    end = death(running)
+    assert (end.stopped, end.crashed) == (True, False)
+    assert time.monotonic() - started < 1
+    stopping.join()
+    assert not children()
+
+
+def test_what_takes_long_to_go_is_waited_for_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process with gigabytes of memory does."""
+    monkeypatch.setattr("phi4local.backends.process._MOMENT_SECONDS", 0.0)
+    for _ in range(5):
+        running = worker(tmp_path, "bytearray(300_000_000)\nprint('1', flush=True)\ntime.sleep(60)")
+        assert len(children()) == 1
+        running.send({})
+        assert running.receive() == 1
+        running.stop()
+    worker(tmp_path, "")
     assert not children()
 
 

@@ -132,13 +132,13 @@ def test_damage_is_read_or_refused(file: Path) -> None:
     """Cut and changed at places all over the file: in the child at some, and at many in its parser."""
     data = written([line("One page"), line("Another")])
     rng = random.Random(4)
-    for round_ in range(300):
+    for round_ in range(200):
         where = rng.randrange(len(data))
         flipped = data[:where] + bytes([data[where] ^ (1 << rng.randrange(8))]) + data[where + 1 :]
         damaged = data[:where] if round_ % 2 else flipped
         answer = answer_to(damaged, 1000, time.monotonic() + 5)
         assert "problem" in answer or len(answer["text"]) <= 1000
-        if round_ % 60 > 1:
+        if round_ % 50 > 1:
             continue
         file.write_bytes(damaged or b"%PDF-")
         try:
@@ -185,17 +185,19 @@ def test_hostile_files_are_read_or_refused_in_time(file: Path, name: str) -> Non
     file.write_bytes(HOSTILE[name])
     start = time.monotonic()
     try:
-        assert "Fine" in read_document(file, seconds=3).text
+        assert "Fine" in read_document(file, seconds=2).text
     except Phi4LocalError as error:
         assert "paper.pdf" in error.message
     assert time.monotonic() - start < 10
 
 
-def test_a_time_limit_gives_the_pages_until_then_or_an_error(file: Path) -> None:
-    file.write_bytes(raw(CATALOG, PAGES.replace(b"3 0 R", b"3 0 R " * 90_000), PAGE, stream(line("Fine"))))
-    read = read_document(file, seconds=6)
-    assert read.text.startswith("Fine\n\nFine")
-    assert re.fullmatch(r"Only the first \d+ of 90000 pages were taken", read.notes[0])
+def test_a_time_limit_gives_the_pages_until_then() -> None:
+    answer = answer_to(written([line("First"), line("Second")]), 1000, until=time.monotonic())
+    assert answer == {"text": "First", "pages": 2, "taken": 1, "failed": 0, "cut": False}
+
+
+def test_a_reader_that_takes_too_long_is_ended(file: Path) -> None:
+    file.write_bytes(written([line("Fine")]))
     with pytest.raises(FormatError, match="takes too long"):
         read_document(file, seconds=0.01)
 

@@ -243,8 +243,8 @@ def test_a_summary_is_asked_for_what_goes(chat: OpenChat) -> None:
 def test_too_long_says_both_numbers() -> None:
     error = talk.TooLong(5000, 4096)
     assert isinstance(error, UsageError)
-    assert "5000" in error.message
-    assert "4096" in error.message
+    assert "5,000" in error.message
+    assert "4,096" in error.message
 
 
 # ---- branches ----

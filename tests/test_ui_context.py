@@ -179,7 +179,7 @@ def test_escape_does_nothing() -> None:
 def test_the_facts_are_told() -> None:
     async def deeds(pilot: Pilot[None]) -> None:
         screen = cast(ContextScreen, pilot.app.screen)
-        for text in ("first 3 turns", "5,200 tokens", "as long as an answer", "32,768 tokens", "13.0 GiB"):
+        for text in ("first 3", "5,200 tokens", "as long as an answer", "32,768 tokens", "13.0 GiB"):
             assert text in text_of(screen)
 
     chosen(deeds, full())
@@ -191,10 +191,13 @@ def test_facts_that_come_later() -> None:
         options = screen.query_one(OptionList)
         assert text_of(screen).count("…") == 3
         assert [option.disabled for option in options.options] == [True, True, True, False]
-        assert options.highlighted == 3
-        await pilot.press("1", "2", "3", "5")
+        assert options.highlighted is None
+        await pilot.press("enter", "1", "2", "3", "5")
         assert pilot.app.screen is screen
         screen.set_drop(DROP)
+        assert options.highlighted == 0
+        await pilot.press("down", "down")
+        assert options.highlighted == 3
         screen.set_longer("The model was trained for [red]16,384[/] tokens \x1b[31m" + "and so on " * 20)
         assert "…" not in text_of(screen)
         assert "[red]16,384[/]" in text_of(screen)
@@ -269,7 +272,7 @@ def with_context(path: Path, context_tokens: int) -> Opened:
 def test_a_longer_context_of_the_real_model(opened: Opened) -> None:
     longer = longer_context(opened)
     assert isinstance(longer, Longer)
-    assert longer.context_tokens == 1024
+    assert longer.context_tokens == 4096
     with_more = open_model("phi4-nano", context_tokens=longer.context_tokens)
     took = with_more.engine.info.load.took
     with_more.engine.close()
@@ -278,8 +281,8 @@ def test_a_longer_context_of_the_real_model(opened: Opened) -> None:
 
 def test_no_more_than_it_was_trained_for(opened: Opened) -> None:
     info = opened.engine.info
-    engine: Any = Asked(replace(info.load, context_tokens=1024))
-    assert "trained for a context of 1,024 tokens" in str(longer_context(replace(opened, engine=engine)))
+    engine: Any = Asked(replace(info.load, context_tokens=4096))
+    assert "trained for a context of 4,096 tokens" in str(longer_context(replace(opened, engine=engine)))
 
 
 @pytest.fixture(scope="module")

@@ -2,87 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from textual.app import App
 from textual.pilot import Pilot
-from textual.widgets import Button, Label, Tabs
+from textual.widgets import Button, Tabs
 
+from phi4local.actions.fit import fit
+from phi4local.files import take_lock
 from phi4local.settings import nano_folder
 from phi4local.store import build_path, builds, manifest_path
 from quant.journal import lock_path, partial_path
 from tests.hub import Hub
+from tests.models_screen import Host, drawn, is_drawn, is_idle, play, rows, said, until
 from tests.pulling import FILE, READY, Client, catalog, controls, sha256
-from ui.build_list import BuildList, BuildRow
+from ui.build_list import BuildRow
 from ui.builds import NANO
 from ui.dialogs import Confirm
-from ui.models import ModelsScreen
 from ui.offers import FolderForm, Offer
 from ui.work_panel import WorkPanel
 
 BUILD = "nano:Q4_K_M"
 SLOW = 400_000  # bytes per second: a build takes some seconds
-
-
-class Host(App[None]):
-    """An application that has nothing but the screen."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__()
-        self.models = ModelsScreen(*arguments, **options)
-        self.chosen: list[str | None] = []
-
-    def on_mount(self) -> None:
-        self.push_screen(self.models, self.chosen.append)
-
-
-async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: float = 60) -> None:
-    """Let the application go on until something is so."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        await pilot.pause(0.01)
-
-
-def play(scene: Callable[[Pilot[None], Host], Awaitable[None]], *arguments: Any, **options: Any) -> Host:
-    """Run a scene in the application, and give back what is left of it."""
-    size = options.pop("size", (100, 40))
-    app = Host(*arguments, **options)
-
-    async def run() -> None:
-        async with app.run_test(size=size) as pilot:
-            await scene(pilot, app)
-
-    asyncio.run(run())
-    return app
-
-
-def said(app: Host, label: str = "#models-notice") -> str:
-    return str(app.models.query_one(label, Label).content)
-
-
-def drawn(app: Host) -> str:
-    """What stands on the terminal."""
-    strips = app.screen._compositor.render_strips()
-    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
-
-
-def rows(app: Host) -> BuildList:
-    return app.models.query_one(BuildList)
-
-
-def is_idle(app: Host) -> Callable[[], bool]:
-    return lambda: app.models._work is None
 
 
 async def open_nano(pilot: Pilot[None], app: Host) -> None:
@@ -102,6 +52,22 @@ async def get_nano(pilot: Pilot[None], app: Host) -> None:
     await until(pilot, lambda: isinstance(app.screen, Offer))
     await pilot.press("enter")
     await until(pilot, lambda: app.screen is app.models)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a first question to the engine has measured, so that not every test has to."""
+    folder = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PHI4LOCAL_HOME", str(folder))
+        fit("phi-4-mini:Q4_K_M")
+    return folder / "state"
+
+
+@pytest.fixture(autouse=True)
+def state(measured: Path, home: Path) -> None:
+    """A machine that has been measured."""
+    shutil.copytree(measured, home / "state")
 
 
 @pytest.fixture
@@ -147,7 +113,7 @@ def test_first_run_names_the_machine_the_price_and_the_second_choice(size: tuple
         await until(pilot, lambda: rows(app).entry and "-best" in rows(app).entry.marks)  # type: ignore[union-attr]
         assert rows(app).entry.label in said(app, "#models-welcome")  # type: ignore[union-attr]
         for text in ("Welcome to phi4local", " core", "to fetch", "Or with t", "esc"):
-            await until(pilot, lambda text=text: text in drawn(app), 5)
+            await until(pilot, functools.partial(is_drawn, app, text), 5)
 
     play(scene, first_run=True, size=size)
 
@@ -175,7 +141,7 @@ def test_foreign_text_is_shown_as_text(home: Path) -> None:
         path = build_path("hostile", f"Q{number}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"GGUF")
-        source = {"repo": "[bold]r\x1b]0;t\x07", "revision": None, "files": []}
+        source: dict[str, Any] = {"repo": "[bold]r\x1b]0;t\x07", "revision": None, "files": []}
         facts = {"name": name, "build": "[b]\u202eB", "format": "gguf", "bytes": 4, "sha256": "", "bpw": 4.5}
         more = {"types": {}, "repairs": [], "source": source, "fingerprint": "", "versions": {}, "created": ""}
         manifest_path(path).write_text(json.dumps(facts | more))
@@ -211,7 +177,7 @@ def test_a_pull_shows_how_far_it_is_and_ends_in_a_chat(source: str, request: pyt
 
     async def scene(pilot: Pilot[None], app: Host) -> None:
         await get_nano(pilot, app)
-        while app.models._work:
+        while app.models._work.is_busy:
             seen.add(said(app, "#work-numbers"))
             await pilot.pause(0.02)
         assert f"{BUILD} is here" in said(app)
@@ -308,7 +274,8 @@ def test_the_tiny_model_is_made_and_removed() -> None:
         await pilot.press("t")
         await until(pilot, lambda: f"{NANO} is here" in said(app))
         await until(pilot, lambda: rows(app).entry and rows(app).entry.label == NANO)  # type: ignore[union-attr]
-        await pilot.press("enter")
+        await pilot.pause()
+        await pilot.click(next(row for row in app.models.query(BuildRow) if row.entry.label == NANO), times=2)
 
     assert play(make).chosen == [NANO]
 
@@ -319,12 +286,23 @@ def test_the_tiny_model_is_made_and_removed() -> None:
         await pilot.press("y")
         await until(pilot, lambda: "is gone" in said(app))
 
+    async def refuse(pilot: Pilot[None], app: Host) -> None:
+        await until(pilot, lambda: rows(app).entry and rows(app).entry.is_here)  # type: ignore[union-attr]
+        await pilot.press("delete")
+        await until(pilot, lambda: isinstance(app.screen, Confirm))
+        await pilot.press("y")
+        await until(pilot, lambda: "Another process is at work" in said(app))
+
     async def keep(pilot: Pilot[None], app: Host) -> None:
         await until(pilot, lambda: rows(app).entry and rows(app).entry.is_here)  # type: ignore[union-attr]
         await pilot.press("d")
         assert "is in use" in said(app)
 
     play(keep, NANO)
+    lock = take_lock(lock_path(builds()[0].path))
+    assert lock
+    with lock:
+        play(refuse)
     assert [build.label for build in builds()] == [NANO]
     play(remove)
     assert builds() == []
@@ -337,7 +315,7 @@ def test_a_folder_is_made_into_a_build() -> None:
         app.screen.query_one("Line").value = str(nano_folder())  # type: ignore[attr-defined]
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, Offer))
-        assert "phi4-nano:Q4_K_M" in drawn(app)
+        await until(pilot, lambda: "phi4-nano:Q4_K_M" in drawn(app))
         app.screen.query_one("#yes", Button).press()
         await until(pilot, lambda: "phi4-nano:Q4_K_M is here" in said(app))
 
@@ -357,15 +335,24 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     assert play(scene).chosen == [None]
 
 
+def test_a_bug_in_a_thread_is_loud() -> None:
+    async def scene(pilot: Pilot[None], app: Host) -> None:
+        app.models._begin("a bug", lambda _tell: 1 // 0, lambda _result: None)
+        await until(pilot, is_idle(app))
+
+    with pytest.raises(ZeroDivisionError):
+        play(scene)
+
+
 # -- quitting
 
 _QUIT = """
-import sys, time
+import time
 from textual.app import App
 from phi4local.store import build_path
 from quant.journal import partial_path
-from ui.models import ModelsScreen
 from ui.acquiring import look
+from ui.models import ModelsScreen
 class Quitter(App):
     def on_mount(self):
         screen = ModelsScreen()

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from textual import events
 from textual.app import App
 from textual.pilot import Pilot
 from textual.widgets import Button, Input, Label, TextArea
@@ -93,6 +94,18 @@ def test_nothing_is_changed_by_looking(key: str) -> None:
     given = Settings("a\n\x1b[31mb", {"temperature": 0.5, "seed": 3, "other": [1]})
     (result,) = changed(deeds, given)
     assert result == (None if key == "escape" else given)
+
+
+def test_a_paste_brings_no_controls() -> None:
+    async def deeds(pilot: Pilot[None]) -> None:
+        for widget in (pilot.app.screen.query_one(TextArea), row(pilot, "seed").input):
+            widget.focus()
+            await pilot.pause()
+            pilot.app.post_message(events.Paste("a\x1b[31m\r\nb\ud800"))
+            await pilot.pause()
+        await pilot.press("ctrl+s")
+
+    assert changed(deeds) == [Settings("a\ufffd[31m\nb\ufffd", {})]
 
 
 def test_values_that_make_no_sense_are_not_shown() -> None:
@@ -217,7 +230,11 @@ def test_everything_is_on_the_screen_and_can_be_clicked(size: tuple[int, int], t
         pilot.app.theme = theme
         await pilot.pause()
         whole = pilot.app.screen.region
-        for widget in (*pilot.app.screen.query(Row), *pilot.app.screen.query(Button), pilot.app.screen.query_one(TextArea)):
+        for widget in (
+            *pilot.app.screen.query(Row),
+            *pilot.app.screen.query(Button),
+            pilot.app.screen.query_one(TextArea),
+        ):
             assert widget.region.area
             assert widget.region in whole
         await pilot.click(f"#{'preset-talk'}")

@@ -102,8 +102,10 @@ class AnsweringScreen(Screen[None]):
     def ask_model(self) -> None:
         """Let the model answer the question at the end of the branch."""
         self.waiting = self.talk.branch[-1].id
-        self._set_state("reading" if self.model.opened else "loading")
         self._try_to_save()
+        if self.model.opened is None and self._state != "loading":
+            self.model.open(self.choice)
+        self._set_state("reading" if self.model.opened else "loading")
         self.model.ask(self.talk.history, self.talk.chat, self.talk.branch)
 
     def _set_state(self, state: State, tokens: int = 0) -> None:

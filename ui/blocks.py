@@ -9,14 +9,13 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from ui import code
-from ui.code import Listing, header
-from ui.formulas import display
+from ui.code import Frame, Listing, header
+from ui.formulas import display, inline
 from ui.inline import LONGEST, Piece, pieces
 from ui.look import Look
 from ui.outline import Container, Outline, Section, cells
 from ui.tables import Cell, Table
-from ui.wrapping import Line, Run, measured, safe, wrapped
+from ui.wrapping import Line, Run, Strips, measured, safe, wrapped
 
 __all__ = ["Body", "Code", "Look", "source_lines"]
 
@@ -28,7 +27,7 @@ _FORMULA_INDENT = 2
 
 @dataclass(frozen=True)
 class Code:
-    """A listing that can be copied; `line` is where its header is in the present lines."""
+    """A listing that can be copied; `line` is where its header is in the lines that were made last."""
 
     language: str
     text: str
@@ -44,8 +43,9 @@ class Body:
         self._last = ""  # the line that is not ended yet
         self._outline = Outline()
         self._listings: dict[int, Listing] = {}
-        self._painter = _Painter(80, Look(), self._listings)
-        self._painted: list[Strip] | None = None
+        self._painter: _Painter | None = None
+        self._painted = Strips()
+        self._is_stale = True  # there is text that the lines do not show
         self._settled = self._height = 0  # sections that never change again, and their lines
         self._headers: list[int] = []
 
@@ -59,18 +59,19 @@ class Body:
         """More of the message."""
         self._texts.append(text)
         self._unread.append(text)
+        self._is_stale = True
 
     def lines(self, width: int, look: Look) -> Sequence[Strip]:
-        """The message's lines; the sequence is the caller's until the next call."""
-        same = (self._painter.width, self._painter.look) == (width, look)
-        if self._painted is not None and same and not any(self._unread):
+        """The message's lines. The sequence is the same for each call and shows what the last one made."""
+        painter = self._painter
+        if painter is None or (painter.width, painter.look) != (width, look):
+            painter = self._painter = _Painter(width, look, self._listings)
+            self._settled = self._height = 0
+        elif not self._is_stale:
             return self._painted
         self._read()
-        if self._painted is None or not same:
-            self._painter, self._painted = _Painter(width, look, self._listings), []
-            self._settled = self._height = 0
-            self._headers = []
-        self._paint(self._painted)
+        self._paint(self._painted.lines, painter)
+        self._is_stale = False
         return self._painted
 
     def codes(self) -> Sequence[Code]:
@@ -101,37 +102,32 @@ class Body:
             self._outline.read(line)
         self._last = last + held
 
-    def _paint(self, painted: list[Strip]) -> None:
+    def _paint(self, painted: list[Line | Strip], painter: _Painter) -> None:
         """Take away the lines of what was open; add those of what is new."""
         del painted[self._height :]
         finished = self._outline.sections[self._settled : -1]
         self._headers = [line for line in self._headers if line < self._height]
         for section in finished:
-            self._add(painted, section)
+            self._add(painted, painter, section)
         self._settled += len(finished)
         self._height = len(painted)
         for section in self._open():
-            self._add(painted, section)
+            self._add(painted, painter, section)
 
-    def _add(self, painted: list[Strip], section: Section) -> None:
-        strips = self._painter.strips(section)
+    def _add(self, painted: list[Line | Strip], painter: _Painter, section: Section) -> None:
         if section.number >= 0:
             self._headers.append(len(painted) + section.gap)
-        painted += strips
+        painted += painter.lines(section)
 
 
-def source_lines(text: str, width: int, look: Look) -> list[Strip]:
+def source_lines(text: str, width: int, look: Look) -> Sequence[Strip]:
     """A text as it was written, wrapped."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [_strip(line) for line in _plain(lines, width, look.text)]
+    return Strips(_plain(lines, width, look.text))
 
 
 def _plain(lines: Sequence[str], width: int, style: Style) -> list[Line]:
     return [line for text in lines for line in wrapped([(safe(text), style)], width)]
-
-
-def _strip(line: Line) -> Strip:
-    return Strip(line, measured(line))
 
 
 def _language(section: Section) -> str:
@@ -143,7 +139,7 @@ class _Painter:
     """Makes the lines of sections, for one width and one look."""
 
     def __init__(self, width: int, look: Look, listings: dict[int, Listing]) -> None:
-        self.width = max(width, _LEAST)
+        self.width = width
         self.look = look
         self.listings = listings  # by their numbers
         self.styles: dict[tuple[Style, tuple[str, ...]], Style] = {}
@@ -157,17 +153,17 @@ class _Painter:
             "rest": self._rest,
         }
 
-    def strips(self, section: Section) -> list[Strip]:
+    def lines(self, section: Section) -> list[Line]:
         """A section's lines, with what stands around them."""
         first, others, room = self._margins(section)
-        gap = [_strip(self._gap(section))] if section.gap else []
+        gap = [self._gap(section)] if section.gap else []
         try:
             if section.kind in ("fence", "indented"):
-                return gap + self._listing(section, first, code.Painter(self.look, room, others))
+                return gap + self._listing(section, first, Frame(self.look, room, others))
             lines = self.painters[section.kind](section, room)
         except Exception:  # noqa: BLE001  (an answer is shown, whatever a parser of others makes of it)
             lines = self._source(section, room)
-        return gap + [_strip([*others, *line] if number else [*first, *line]) for number, line in enumerate(lines)]
+        return gap + [[*others, *line] if number else [*first, *line] for number, line in enumerate(lines)]
 
     # ---- around a section ----
 
@@ -175,7 +171,7 @@ class _Painter:
         """What its first line begins with, what the others do, and the room behind."""
         first: Line = []
         others: Line = []
-        room = self.width
+        room = max(self.width, _LEAST)
         bullets = sum(not each.is_ordered and each.mark != ">" for each in section.containers)
         # The innermost say most: on a narrow terminal the outer ones are left out.
         for depth, container in reversed(list(enumerate(section.containers))):
@@ -246,8 +242,6 @@ class _Painter:
 
     def _line_of(self, markdown: str, base: Style) -> list[Run]:
         """Text in a place without room for a block: a formula is on one line."""
-        from ui.formulas import inline
-
         parts = [
             Piece(inline(text), ("formula",)) if roles == ("display",) else Piece(text, roles)
             for text, roles in pieces(markdown)
@@ -275,14 +269,14 @@ class _Painter:
 
     # ---- listings and tables ----
 
-    def _listing(self, section: Section, first: Line, painter: code.Painter) -> list[Strip]:
+    def _listing(self, section: Section, first: Line, frame: Frame) -> list[Line]:
         if section.kind == "indented":
-            strips = Listing().strips(section.lines, "", closed=True, painter=painter)
-            return [Strip([*first, *list(strips[0])[len(first) :]], strips[0].cell_length), *strips[1:]]
+            top, *lines = Listing().lines(section.lines, "", closed=True, frame=frame)
+            return [[*first, *top[len(first) :]], *lines]
         listing = self.listings.setdefault(section.number, Listing())
         language = _language(section)
-        strips = listing.strips(section.lines, language, closed=section.closed, painter=painter)
-        return [_strip([*first, *header(language, section.number, painter.width, self.look)]), *strips]
+        lines = listing.lines(section.lines, language, closed=section.closed, frame=frame)
+        return [[*first, *header(language, section.number, frame.width, self.look)], *lines]
 
     def _table(self, section: Section, room: int) -> list[Line]:
         head, delimiters, *rows = section.lines

@@ -117,7 +117,7 @@ def _here_entry(build: Build, answer: Fit | Phi4LocalError | None, current: str 
     marks = {"-here"} | ({"-used"} if used else set()) | ({"-best"} if best else set())
     room = _room(fit) if fit else (ASKING if answer is None else "", "", "")
     state = "in use" if used else "here"
-    source = str(manifest.source["repo"] or manifest.source.get("path") or "made here from a folder")
+    source = str(manifest.source["repo"] or manifest.source.get("path") or "a folder on this disk")
     detail = " ".join(filter(None, (_why(answer, best), _needs(fit, answer), f"From {source}.")))
     cells = (title, file_size(manifest.bytes), f"{manifest.bpw:.1f}", *room, state, source)
     return Entry(build.label, cells, frozenset(marks), detail)
@@ -249,5 +249,6 @@ def free_line(fit: Fit) -> str:
 
 def about(model: Model) -> str:
     """The model in a line."""
-    size = f"{model.parameters / 1e9:.1f} billion parameters. " if model.parameters else ""
-    return f"{model.name}: {size}{model.purpose}"
+    size = f"{model.parameters / 1e9:.1f} billion parameters." if model.parameters else ""
+    known = " ".join(filter(None, (size, model.purpose)))
+    return f"{model.name}: {known}" if known else model.name

@@ -44,20 +44,39 @@ class ChatScreen(NavigatingScreen):
             priority=True,
             tooltip="Copy what is selected, or stop the answer, or empty the question; twice: leave",
         ),
-        Binding("ctrl+up,shift+tab", "browse", "Messages", id="chat.browse", tooltip="Go to the messages above"),
+        Binding(
+            "ctrl+up,shift+tab",
+            "browse",
+            "Messages",
+            key_display="^↑",
+            id="chat.browse",
+            tooltip="Go to the messages above",
+        ),
         Binding("ctrl+r", "again", "Again", id="chat.again", show=False, tooltip="Another answer to the last question"),
         Binding("f2,ctrl+t", "models", "Models", id="chat.models", tooltip="What is here, what fits, and getting it"),
         Binding("f3,ctrl+o", "chats", "Chats", id="chat.chats", tooltip="All chats, and searching them"),
         Binding("ctrl+g", "search", "Search", id="chat.search", show=False, tooltip="Search all chats"),
-        Binding("f4", "settings", "Settings", id="chat.settings", tooltip="System prompt and sampling of this chat"),
-        Binding("f5,ctrl+b", "panel", "Status", id="chat.panel", tooltip="Model, memory and latency"),
         Binding(
-            "f6", "context", "Context", id="chat.context", show=False, tooltip="What to do when the context gets full"
+            "f4",
+            "settings",
+            "Settings",
+            id="chat.settings",
+            show=False,
+            tooltip="System prompt and sampling of this chat",
+        ),
+        Binding("f5,ctrl+b", "panel", "Status", id="chat.panel", show=False, tooltip="Model, memory and latency"),
+        Binding(
+            "ctrl+l",
+            "context",
+            "Context",
+            id="chat.context",
+            show=False,
+            tooltip="What to do when the context gets full",
         ),
         Binding(
-            "f7", "attach", "Attach", id="chat.attach", show=False, tooltip="Attach a text, a source file or a PDF"
+            "ctrl+f", "attach", "Attach", id="chat.attach", show=False, tooltip="Attach a text, a source file or a PDF"
         ),
-        Binding("f8", "export", "Export", id="chat.export", show=False, tooltip="Write the chat into a file"),
+        Binding("f8,ctrl+s", "export", "Export", id="chat.export", show=False, tooltip="Write the chat into a file"),
         Binding("f9", "rename", "Rename", id="chat.rename", show=False, tooltip="Give the chat another title"),
         Binding("ctrl+n", "new", "New", id="chat.new", tooltip="Begin another chat"),
     ]
@@ -129,7 +148,7 @@ class ChatScreen(NavigatingScreen):
         except Phi4LocalError as error:
             self.complain(error, title="Not sent: it could not be put on disk")
             return
-        self.prompt.sent(text)
+        self.prompt.sent(event.text)
         self._stop_editing()
         self.attached.show([])
         self.show_chat()

@@ -39,6 +39,14 @@ FORMATS = (
 )
 
 
+def current_folder() -> str:
+    """Where a path without a folder leads, for people; nothing where that folder was removed."""
+    try:
+        return f"In {Path.cwd()}"
+    except OSError:
+        return ""
+
+
 def target(typed: str, name: str) -> Path:
     """The file to write; in a folder it gets the name `name` (UsageError)."""
     path = _path(typed)

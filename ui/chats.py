@@ -17,7 +17,7 @@ from textual.widgets import Footer, Label
 from phi4local.chats import Chat
 from phi4local.errors import Phi4LocalError
 from phi4local.history import History
-from ui.chat_files import FORMATS, Format, read_chat, target, write_chat
+from ui.chat_files import FORMATS, Format, current_folder, read_chat, target, write_chat
 from ui.dialogs import Ask, Confirm, Pick, shown
 from ui.errands import Errands
 from ui.finder import Finder, SearchBox
@@ -38,7 +38,7 @@ class Chosen:
 NEW = Chosen(0)
 
 
-class Keys(Footer):
+class KeyRows(Footer):
     """A Footer with as many columns as the style sheet says; Textual's puts all keys into one row."""
 
     def compose(self) -> ComposeResult:
@@ -95,7 +95,7 @@ class ChatsScreen(Screen[Chosen | None]):
     def compose(self) -> ComposeResult:
         yield Finder(self._history, self._errands, self._current)
         yield Label(id="trouble", markup=False)
-        yield Keys(show_command_palette=False)
+        yield KeyRows(show_command_palette=False)
 
     def on_mount(self) -> None:
         self._errands.start()
@@ -231,7 +231,7 @@ class ChatsScreen(Screen[Chosen | None]):
         def picked(index: int | None) -> None:
             if index is not None:
                 form = FORMATS[index]
-                ask = Ask("Write the chat to", text=form.file_name(here.chat.title), note=f"In {Path.cwd()}")
+                ask = Ask("Write the chat to", text=form.file_name(here.chat.title), note=current_folder())
                 self.app.push_screen(ask, partial(self._to_path, here.chat, form))
 
         self.app.push_screen(Pick(f"Export {named(here.chat)} as", [form.name for form in FORMATS]), picked)
@@ -268,5 +268,5 @@ class ChatsScreen(Screen[Chosen | None]):
 
     def _imported(self, chat: Chat) -> None:
         self.notify(named(chat), title="Imported", markup=False)
-        self._finder.leave()
+        self._finder.filter(None)
         self._finder.load(chat.id)

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 from rich.segment import Segment
 from rich.style import Style
-from textual.strip import Strip
 
 from ui.look import Look
 from ui.wrapping import Line, Run, chopped, measured, safe
 
 if TYPE_CHECKING:
-    from pygments.lexer import Lexer
-    from pygments.token import _TokenType
+    from pygments.lexer import Lexer  # type: ignore[import-untyped]
+    from pygments.token import _TokenType  # type: ignore[import-untyped]
 
 LONGEST, WIDEST = 2_000, 1_000  # lines that are highlighted, and the characters of one
 SHOWN = 10_000  # lines
-_PATIENCE = 0.25  # seconds that the lexer of a listing may take: some are quadratic in what they cannot read
+_PATIENCE = 0.5  # seconds that the lexer of a listing may take: some are quadratic in what they cannot read
+_TOGETHER, _STEP = 200, 25  # lines
 Tokens = list[tuple["_TokenType | None", str]]
 
 
@@ -33,31 +33,32 @@ class Listing:
         self.closed = False
         self.is_slow = False
         self.tokens: list[Tokens] = []  # of the lines that are settled
-        self.painted: list[Strip] = []  # those lines, in one manner
+        self.painted: list[Line] = []  # those lines, in one manner
         self.count = 0  # how many of them that is
         self.manner: tuple[Look, int] | None = None
 
-    def strips(self, code: Sequence[str], language: str, *, closed: bool, painter: Painter) -> list[Strip]:
+    def lines(self, code: Sequence[str], language: str, *, closed: bool, frame: Frame) -> list[Line]:
         """The code's lines; the code may only have grown since the last time."""
         shown = code[:SHOWN]
         self._settle(shown, language, closed or len(code) > SHOWN)
-        if self.manner != (painter.look, painter.width):
-            self.manner, self.painted, self.count = (painter.look, painter.width), [], 0
+        if self.manner != (frame.look, frame.width):
+            self.manner, self.painted, self.count = (frame.look, frame.width), [], 0
         for tokens in self.tokens[self.count :]:
-            self.painted += painter.strips(tokens)
+            self.painted += frame.lines(tokens)
         self.count = len(self.tokens)
         fresh = self._read(shown, len(self.tokens), len(shown))
         left = f"… {len(code) - SHOWN:,} more lines, which a copy has, too"
-        rest = painter.strips([(None, left)]) if len(code) > SHOWN else []
-        return [*self.painted, *(strip for tokens in fresh for strip in painter.strips(tokens)), *rest]
+        rest = frame.lines([(None, left)]) if len(code) > SHOWN else []
+        return [*self.painted, *(line for tokens in fresh for line in frame.lines(tokens)), *rest]
 
     def _settle(self, code: Sequence[str], language: str, closed: bool) -> None:
-        count = len(code) if closed else _settled(len(code) - 1)
-        if count == len(self.tokens) and closed == self.closed and language == self.language:
-            return
-        self.language, self.closed = language, closed
-        self.tokens = self._read(code, 0, count)
-        self.painted, self.count = [], 0
+        together, count = (len(code), len(code)) if closed else _settled(len(code) - 1)
+        if len(self.tokens) < together or closed != self.closed or language != self.language:
+            self.language, self.closed = language, closed
+            self.tokens = self._read(code, 0, together)
+            self.painted, self.count = [], 0
+        while len(self.tokens) < count:
+            self.tokens += self._read(code, len(self.tokens), len(self.tokens) + _STEP)
 
     def _read(self, code: Sequence[str], start: int, end: int) -> list[Tokens]:
         """The tokens of each line; beyond what is highlighted, the line itself."""
@@ -66,43 +67,43 @@ class Listing:
         count = max(0, LONGEST - start)
         if not lexer or not lines[:count] or max(map(len, lines[:count])) > WIDEST:
             return [[(None, line)] for line in lines]
-        begun = time.monotonic()
+        begun = time.thread_time()
         tokens = _lexed(lexer, lines[:count], begun + _PATIENCE)
-        self.is_slow = time.monotonic() - begun > _PATIENCE
+        self.is_slow = time.thread_time() - begun > _PATIENCE
         return tokens + [[(None, line)] for line in lines[count:]]
 
 
 @dataclass(frozen=True)
-class Painter:
-    """Makes the lines of a listing: on its ground, behind what stands around it."""
+class Frame:
+    """What a listing is shown in: on its ground, behind the margin of the quotations and items around it."""
 
     look: Look
     width: int
     margin: Line
 
-    def strips(self, tokens: Tokens) -> list[Strip]:
+    def lines(self, tokens: Tokens) -> list[Line]:
         """A line of code, on as many lines as it needs."""
         ground = self.look.text + self.look.code_block
         name = self.look.pygments_style
         runs: list[Run] = [(text, ground + _style(name, kind) if kind else ground) for kind, text in tokens]
-        return [self._strip(line, ground) for line in chopped(runs, self.width - 2)]
+        return [self._line(line, ground) for line in chopped(runs, self.width - 2)]
 
-    def _strip(self, line: Line, ground: Style) -> Strip:
+    def _line(self, line: Line, ground: Style) -> Line:
         space = self.width - 1 - measured(line)
-        segments = [*self.margin, Segment(" ", ground), *line, Segment(" " * space, ground)]
-        return Strip(segments, measured(self.margin) + self.width)
+        return [*self.margin, Segment(" ", ground), *line, Segment(" " * space, ground)]
 
 
-def _settled(count: int) -> int:
-    """How many lines of an open block of so many are highlighted together, from its beginning.
+def _settled(count: int) -> tuple[int, int]:
+    """How many lines of an open block of so many are highlighted together, and how many are settled.
 
-    The lines behind are highlighted on their own, which can be wrong inside a long string, and anew for each word. The
-    steps get longer with the block, so that all of it is highlighted a bounded number of times.
+    The first ones are highlighted together, anew at each step, and the steps get longer with the block. Behind them
+    each step is highlighted on its own, which can be wrong inside a long string until the block is closed. What is not
+    settled is highlighted anew for each word.
     """
-    settled = 0
-    while (following := settled + max(4, settled // 8)) <= count:
-        settled = following
-    return settled
+    together = 0
+    while together < _TOGETHER and (following := together + max(4, together // 8)) <= count:
+        together = following
+    return together, together + (max(0, count - together) // _STEP * _STEP if together >= _TOGETHER else 0)
 
 
 def header(language: str, number: int, width: int, look: Look) -> Line:
@@ -120,7 +121,7 @@ def _lexed(lexer: Lexer, lines: list[str], until: float) -> list[Tokens]:
     result: list[Tokens] = [[]]
     try:
         for kind, text in lexer.get_tokens("\n".join(lines)):
-            if time.monotonic() > until:
+            if time.thread_time() > until:
                 return plain
             first, *following = text.split("\n")
             result[-1].append((kind, first))
@@ -133,7 +134,7 @@ def _lexed(lexer: Lexer, lines: list[str], until: float) -> list[Tokens]:
 
 @lru_cache(maxsize=1)
 def _names() -> frozenset[str]:
-    from pygments.lexers import get_all_lexers
+    from pygments.lexers import get_all_lexers  # type: ignore[import-untyped]
 
     return frozenset(alias for _, aliases, _, _ in get_all_lexers(plugins=False) for alias in aliases)
 
@@ -152,8 +153,8 @@ def _lexer(language: str) -> Lexer | None:
 @lru_cache(maxsize=1024)
 def _style(name: str, kind: _TokenType) -> Style:
     """A token's style, without the background of its scheme."""
-    from pygments.styles import get_style_by_name
-    from pygments.util import ClassNotFound
+    from pygments.styles import get_style_by_name  # type: ignore[import-untyped]
+    from pygments.util import ClassNotFound  # type: ignore[import-untyped]
 
     try:
         style = get_style_by_name(name).style_for_token(kind)

@@ -202,7 +202,9 @@ class ContextScreen(ModalScreen[Choice | None]):
         with Vertical(classes="dialog"):
             yield Budget()
             yield Label(self._situation(), classes="note", markup=False)
-            yield OptionList(*(Option(str(choice), id=choice) for choice in self._choices), markup=False)
+            options = OptionList(*(Option(str(choice), id=choice) for choice in self._choices), markup=False)
+            options.highlighted = None
+            yield options
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -210,7 +212,6 @@ class ContextScreen(ModalScreen[Choice | None]):
         self.query_one(Budget).show(self._used_tokens, self._context_tokens)
         self.app.theme_changed_signal.subscribe(self, lambda _theme: self._renew())
         self._renew()
-        self._mark_first()
 
     def on_resize(self) -> None:
         self._renew()
@@ -233,17 +234,19 @@ class ContextScreen(ModalScreen[Choice | None]):
         return "The question and what came before it leave no room for an answer. Nothing was sent."
 
     def _renew(self) -> None:
-        """Say everything again, in lines that are as wide as the list."""
+        """Say everything again, in lines that are as wide as the list.
+
+        Nothing is marked before the first choice is known: Enter must not do something else than it will soon.
+        """
         for options in self.query(OptionList):
             width = options.scrollable_content_region.width or self.app.size.width
             for number, choice in enumerate(self._choices, 1):
                 offer = self._offer(choice)
                 options.replace_option_prompt(choice, self._prompt(number, offer, width))
-                (options.enable_option if offer.is_open else options.disable_option)(choice)
-
-    def _mark_first(self) -> None:
-        is_open = (index for index, choice in enumerate(self._choices) if self._offer(choice).is_open)
-        self.query_one(OptionList).highlighted = next(is_open)
+                if options.get_option(choice).disabled == offer.is_open:  # each call moves the mark
+                    (options.enable_option if offer.is_open else options.disable_option)(choice)
+            if options.highlighted is None and self._facts.drop is not None:
+                options.highlighted = next(i for i, option in enumerate(options.options) if not option.disabled)
 
     def _prompt(self, number: int, offer: Offer, width: int) -> Content:
         look = self.get_visual_style("context--title", partial=True)
@@ -272,13 +275,13 @@ class ContextScreen(ModalScreen[Choice | None]):
 
 
 def _drop(facts: Facts) -> Offer:
-    title, drop = "Drop the oldest turns", facts.drop
+    title, drop = "Let the model forget the oldest turns", facts.drop
     if drop is None:
         return Offer(title, "… which ones, and what that frees, is being counted", is_open=False)
     if not drop.turns:
         return Offer(title, "There is no older turn that could go", is_open=False)
-    turns = "first turn goes" if drop.turns == 1 else f"first {drop.turns:,} turns go"
-    return Offer(title, f"The {turns}, then {drop.free_tokens:,} tokens are free; you still see them")
+    turns = "The first one" if drop.turns == 1 else f"The first {drop.turns:,}"
+    return Offer(title, f"{turns}; then {drop.free_tokens:,} tokens are free. You still see them")
 
 
 def _summarise(facts: Facts) -> Offer:

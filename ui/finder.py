@@ -103,16 +103,24 @@ class Finder(Vertical):
     def filter(self, folder: str | None) -> None:
         """List the chats of one folder or all."""
         self.folder = folder
-        self.leave()
-        self._list(self._current)
+        self.rows.focus()
+        self._forget()
 
     def leave(self) -> bool:
         """Back from a search to the list; False where there was none."""
         self.rows.focus()
         if not self.box.value:
             return False
-        self.box.value = ""
+        self._forget()
         return True
+
+    def _forget(self) -> None:
+        """List chats again, not what was found."""
+        if self._pause is not None:
+            self._pause.stop()
+        self.box.value = self._text = ""
+        self._found = _NOTHING
+        self._list(self._current)
 
     def open(self) -> None:
         """What Enter does: open a row, but never one of an outdated search."""
@@ -131,14 +139,13 @@ class Finder(Vertical):
         text = event.value.strip()
         if text == self._text:
             return
+        if not text:
+            self._forget()
+            return
         self._text = text
         if self._pause is not None:
             self._pause.stop()
-        if text:
-            self._pause = self.set_timer(_PAUSE_SECONDS, self._search)
-        else:
-            self._found = _NOTHING
-            self._list(self._current)
+        self._pause = self.set_timer(_PAUSE_SECONDS, self._search)
 
     def _search(self) -> None:
         if self._pause is not None:

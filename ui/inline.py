@@ -1,4 +1,4 @@
-"""What stands inside a paragraph: text in pieces that know their roles (bold, link, formula). Knows no colours, no width."""
+"""What stands in a paragraph: pieces of text with their roles (bold, link, formula). Knows no colours and no width."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def _parser() -> MarkdownIt:
 
     parser = MarkdownIt("commonmark", {"html": True}).enable("strikethrough")
     # An address is only shown, so any will do, as it was written.
-    parser.validateLink = lambda _: True  # type: ignore[method-assign]
+    parser.validateLink = lambda url: True  # type: ignore[method-assign]  # noqa: ARG005
     parser.normalizeLink = lambda url: url  # type: ignore[method-assign]
-    parser.normalizeLinkText = lambda url: url  # type: ignore[method-assign]
+    parser.normalizeLinkText = lambda link: link  # type: ignore[method-assign]
     return parser
 
 

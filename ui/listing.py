@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from phi4local.chats import Chat, Hit, Summary
 from phi4local.printing import printable
-from ui.rows import Line, Piece
+from ui.rows import Piece, RowLine
 
 _MOST_NAME = 28  # characters of a folder's and of a model's name in a row
 _SPEAKERS = {"user": "You", "assistant": "Answer"}
@@ -33,15 +33,15 @@ class ChatRow:
     def message(self) -> int | None:
         return None
 
-    def line(self, index: int, width: int) -> Line:  # noqa: ARG002
+    def line(self, index: int, width: int) -> RowLine:  # noqa: ARG002
         chat = self.summary.chat
         if index == 0:
             pin = [Piece("★ ", "mark")] if chat.pinned else []
-            return Line([*pin, Piece(title(chat.title), "title")], [Piece(when(chat.changed, self.now), "muted")])
+            return RowLine([*pin, Piece(title(chat.title), "title")], [Piece(when(chat.changed, self.now), "muted")])
         here = [Piece("open", "mark"), Piece(" · ", "muted")] if self.is_current else []
         facts = (_name(chat.folder), counted(self.summary.messages, "message"), _name(chat.model))
         about = Piece(" · ".join(fact for fact in facts if fact), "muted")
-        return Line([Piece(one_line(self.summary.start), "muted")], [*here, about])
+        return RowLine([Piece(one_line(self.summary.start), "muted")], [*here, about])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,11 @@ class Heading:
     def height(self) -> int:
         return 1 if self.is_first else 2
 
-    def line(self, index: int, width: int) -> Line:  # noqa: ARG002
+    def line(self, index: int, width: int) -> RowLine:  # noqa: ARG002
         if index < self.height - 1:
-            return Line([])
+            return RowLine([])
         several = [Piece(f"{self.found} messages", "muted")] if self.found > 1 else []
-        return Line([Piece(title(self.text), "title")], several)
+        return RowLine([Piece(title(self.text), "title")], several)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,10 @@ class HitRow:
     def message(self) -> int | None:
         return self.hit.message
 
-    def line(self, index: int, width: int) -> Line:  # noqa: ARG002
+    def line(self, index: int, width: int) -> RowLine:  # noqa: ARG002
         speaker = Piece(_SPEAKERS[self.hit.role].ljust(_SPEAKER_CELLS), "muted")
         # A third of the room at most is before the first match, so that it is seen in a narrow terminal, too.
-        return Line([speaker, *_marked(self.hit, width // 3)], [Piece(when(self.hit.created, self.now), "muted")])
+        return RowLine([speaker, *_marked(self.hit, width // 3)], [Piece(when(self.hit.created, self.now), "muted")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ class Note:
     height: int = 1
     is_heading: bool = True
 
-    def line(self, index: int, width: int) -> Line:  # noqa: ARG002
-        return Line([Piece(self.text, "muted")])
+    def line(self, index: int, width: int) -> RowLine:  # noqa: ARG002
+        return RowLine([Piece(self.text, "muted")])
 
 
 def chat_rows(summaries: Iterable[Summary], current: int | None, now: datetime) -> list[ChatRow]:

@@ -33,7 +33,7 @@ from ui.acquiring import KEEPS, Looked
 from ui.build_list import BuildList
 from ui.builds import NANO, Entry, about, best_label, free_line, here_entries, model_entries, offered
 from ui.dialogs import Confirm
-from ui.jobs import Job, Stopped, Tell, follow
+from ui.jobs import Job, Tell, follow
 from ui.offers import FolderForm, Offer
 from ui.work_panel import WorkPanel
 
@@ -56,7 +56,8 @@ class ModelsScreen(Screen[str | None]):
         Binding("q", "folder", "From a folder", id="models.folder", tooltip="Make a build from weights on this disk"),
         Binding("d,delete", "remove", "Remove", id="models.remove", tooltip="Delete this build from the disk"),
         Binding("ctrl+c", "stop", "Stop", id="models.stop", tooltip="Stop what is at work", show=False),
-        Binding("escape", "back", "Back", id="models.back", tooltip="Stop what is at work, or leave this screen"),
+        Binding("escape", "ask_stop", "Stop", id="models.ask-stop", tooltip="Stop what is at work; what is done stays"),
+        Binding("escape", "back", "Back", id="models.back", tooltip="Leave this screen"),
     ]
 
     def __init__(
@@ -70,11 +71,10 @@ class ModelsScreen(Screen[str | None]):
         super().__init__()
         self._current, self._given_back, self._first_run = current, given_back or {}, first_run
         self._models: list[Model] = []
+        self._here: list[Build] = []
         self._answers: dict[str, Fit | Phi4LocalError] = {}
         self._questions: list[str] = []
         self._asking: Job[Any] | None = None
-        self._work: Job[Any] | None = None
-        self._keeps = ""  # what stays when the work is stopped; empty where there is nothing to lose
         self._wanted = ""  # where the cursor shall stand
         self._is_led = first_run  # until the user goes where they want
 
@@ -101,21 +101,17 @@ class ModelsScreen(Screen[str | None]):
             self._models = offered()
         except Phi4LocalError as error:  # the user's own catalogue
             self._fail(error)
-        here = builds()
+        self._here = builds()
         names = [model.name for model in self._models]
         tabs = self.query_one(Tabs)
         await tabs.add_tab(Tab("Here", id=_HERE))
         for index, name in enumerate(names):
             await tabs.add_tab(Tab(Content(name.removeprefix("phi-4-")), id=f"tab-{index}"))
-        if (self._first_run or not here) and DEFAULT_MODEL in names:
+        if (self._first_run or not self._here) and DEFAULT_MODEL in names:
             tabs.active = f"tab-{names.index(DEFAULT_MODEL)}"
         self._ask(*([DEFAULT_MODEL, SMALLEST] if self._first_run else []))
-        self._ask(*dict.fromkeys(build.manifest.name for build in here))
+        self._ask(*dict.fromkeys(build.manifest.name for build in self._here))
         self._refresh()
-
-    def on_unmount(self) -> None:
-        if self._work:
-            self._work.stop()
 
     # -- what is shown
 
@@ -128,6 +124,8 @@ class ModelsScreen(Screen[str | None]):
     @on(Tabs.TabActivated)
     def _opened(self) -> None:
         self.query_one(BuildList).is_moved = False
+        if self.query_one("#models-notice").has_class("-error"):  # it was about another model
+            self._say("")
         if self._model:
             self._ask(self._model.name, first=True)
         self._refresh()
@@ -140,7 +138,8 @@ class ModelsScreen(Screen[str | None]):
 
     def _refresh(self) -> None:
         """Show the open tab as it is known by now."""
-        model, here = self._model, builds()
+        self._here = here = builds()
+        model = self._model
         entries = (
             model_entries(model, here, self._answers, self._current)
             if model
@@ -194,6 +193,11 @@ class ModelsScreen(Screen[str | None]):
             lambda answer: self._answered(name, answer),
         ).start()
 
+    @on(Job.Ended)
+    def _settle(self, event: Job.Ended) -> None:
+        if self.is_attached:  # it may come while the screen is taken down
+            event.job.settle()
+
     def _answered(self, name: str, answer: Fit | Phi4LocalError) -> None:
         self._asking = None
         self._answers[name] = answer
@@ -220,13 +224,15 @@ class ModelsScreen(Screen[str | None]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         if not self.is_mounted:
             return True
-        entry = self._entry
+        entry, busy = self._entry, self._work.is_busy
         facts = {
             "chat": entry is not None and entry.is_here,
             "get": entry is not None and bool(entry.label) and not entry.is_here,
             "remove": entry is not None and entry.is_here,
-            "stop": self._work is not None,
-            "tiny": not any(build.label == NANO for build in builds()),
+            "stop": busy,
+            "ask_stop": busy,
+            "back": not busy,
+            "tiny": not any(build.label == NANO for build in self._here),
         }
         return facts.get(action, True)
 
@@ -260,7 +266,7 @@ class ModelsScreen(Screen[str | None]):
         if entry is None or self._is_busy():
             return
         if entry.label == NANO:
-            self._make_tiny()
+            self.action_tiny()
         else:
             label = entry.label
             self._begin(f"Looking for {label}", lambda tell: acquiring.look(label, tell), self._offer)
@@ -274,14 +280,11 @@ class ModelsScreen(Screen[str | None]):
         self._begin(choice.label, work, lambda pulled: self._arrived(pulled.build), keeps=KEEPS)
 
     def action_tiny(self) -> None:
-        if not self._is_busy():
-            self._make_tiny()
-
-    def _make_tiny(self) -> None:
         def work(tell: Tell) -> Build:
             return acquiring.make(acquiring.plan(nano_folder(), NANO.partition(":")[2], tell), tell)
 
-        self._begin(NANO, work, self._arrived, keeps=KEEPS)
+        if not self._is_busy():
+            self._begin(NANO, work, self._arrived, keeps=KEEPS)
 
     def action_folder(self) -> None:
         if not self._is_busy():
@@ -317,6 +320,9 @@ class ModelsScreen(Screen[str | None]):
 
     def _removed(self, said: str) -> None:
         self._refresh()
+        if self._model:  # what the engine has said of it may have been about the file that is gone
+            self._answers.pop(self._model.name, None)
+            self._ask(self._model.name)
         self._say(said)
 
     def _arrived(self, build: Build) -> None:
@@ -332,52 +338,38 @@ class ModelsScreen(Screen[str | None]):
 
     # -- work
 
+    @property
+    def _work(self) -> WorkPanel:
+        return self.query_one(WorkPanel)
+
     def _is_busy(self) -> bool:
-        if self._work:
+        if self._work.is_busy:
             self._say("Something is at work; Escape stops it", is_error=True)
-        return self._work is not None
+        return self._work.is_busy
 
     def _begin(self, title: str, work: Callable[[Tell], T], done: Callable[[T], None], keeps: str = "") -> None:
         self._say("")
-        self._keeps, self._is_led = keeps, False
-        self.query_one(WorkPanel).begin(title)
-        self._work = Job(self, work, done).start()
+        self._is_led = False
+        self._work.begin(title, work, done, keeps)
+
+    @on(WorkPanel.Changed)
+    def _changed(self, event: WorkPanel.Changed) -> None:
+        if event.stopped or event.error:
+            self._refresh()  # something may have begun
+        if event.error:
+            self._fail(event.error)
+        elif event.stopped:
+            self._say(event.stopped)
         self.refresh_bindings()
 
-    @on(Job.Told)
-    def _told(self, event: Job.Told) -> None:
-        if event.job is self._work and not event.job.is_stopping:
-            self.query_one(WorkPanel).tell(event.progress)
-
-    @on(Job.Ended)
-    def _ended(self, event: Job.Ended) -> None:
-        if event.job is self._work:
-            self._work = None
-            self.query_one(WorkPanel).end()
-        try:
-            event.job.settle()
-        except Stopped:
-            self._refresh()
-            self._say(f"Stopped. {self._keeps}".strip())
-        except Phi4LocalError as error:
-            self._refresh()
-            self._fail(error)
-        self.refresh_bindings()
-
-    @on(WorkPanel.StopWanted)
     def action_back(self) -> None:
-        if self._work is None:
-            self.dismiss(None)
-        elif self._keeps and not self._work.is_stopping:
-            question = Confirm("Stop it?", note=KEEPS, yes="Stop", no="Go on")
-            self.app.push_screen(question, lambda yes: self.action_stop() if yes else None)
-        else:
-            self.action_stop()
+        self.dismiss(None)
+
+    def action_ask_stop(self) -> None:
+        self._work.ask_stop()
 
     def action_stop(self) -> None:
-        if self._work:
-            self._work.stop()
-            self.query_one(WorkPanel).stopping()
+        self._work.stop()
 
 
 def _about_here(here: list[Build]) -> str:

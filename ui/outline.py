@@ -1,18 +1,19 @@
 """Markdown in sections, found line by line: what a line begins depends on the lines before it alone.
 
-So a section that another one follows never changes, which is what lets an answer be shown while it is written. A section
-is a leaf (a paragraph, a listing, a table) with the quotations and list items around it; it holds no other. Where
-CommonMark looks ahead (loose lists, link definitions) this does not.
+So a section that another one follows never changes, which is what lets an answer be shown while it is written. A
+section is a leaf (a paragraph, a listing, a table) with the quotations and list items around it; it holds no other.
+Where CommonMark looks ahead (loose lists, link definitions) this does not.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from ui.formulas import LONGEST
+from ui.formulas import LONGEST, Part, split
 
 Kind = Literal["paragraph", "heading", "rule", "fence", "indented", "table", "html", "source", "rest"]
 
@@ -69,11 +70,18 @@ class Section:
 
 
 def cells(row: str) -> list[str]:
-    """The cells of a table's row."""
+    """The cells of a table's row; a bar in a formula does not end one."""
     row = row.strip()
-    parts = re.split(r"(?<!\\)\|", row)
-    parts = parts[row.startswith("|") :]
-    return [part.strip() for part in (parts[:-1] if len(parts) > 1 and not parts[-1].strip() else parts)]
+    found = [""]
+    for part in split(row) if "$" in row or "\\" in row else [Part("text", row)]:
+        if part.kind != "text":
+            found[-1] += part.source
+            continue
+        first, *others = re.split(r"(?<!\\)\|", part.source)
+        found[-1] += first.replace("\\|", "|")
+        found += [other.replace("\\|", "|") for other in others]
+    found = found[row.startswith("|") :]
+    return [cell.strip() for cell in (found[:-1] if len(found) > 1 and not found[-1].strip() else found)]
 
 
 def _dedented(line: str, columns: int) -> str | None:
@@ -254,24 +262,23 @@ class Outline:
 
     def _goes_on(self, rest: str) -> bool:
         """Whether a line in the same containers belongs to the open section, which takes it then."""
-        if not self.sections:
-            return False
-        section = self.sections[-1]
-        if section.kind == "indented" and _indent(rest) >= 4:
+        section = self.sections[-1] if self.sections else None
+        if section and section.kind == "indented" and _indent(rest) >= 4:
             section.lines += [""] * self.blanks + [_dedented(rest, 4) or ""]
             return True
-        if self.blanks or section.kind not in ("paragraph", "table", "html"):
-            return False
-        if section.kind == "html":
-            section.lines.append(rest)
-            return True
-        if section.kind == "table":
-            return self._row(section, rest)
+        goes_on = self._following.get(section.kind) if section and not self.blanks else None
+        return goes_on(self, section, rest) if section and goes_on else False
+
+    def _text(self, section: Section, rest: str) -> bool:
         if self._underlines(section, rest) or self._heads(section, rest):
             return True
         if self._begun(rest):
             return False
         self._continue(rest)
+        return True
+
+    def _markup(self, section: Section, rest: str) -> bool:
+        section.lines.append(rest)
         return True
 
     def _continue(self, rest: str) -> None:
@@ -315,6 +322,12 @@ class Outline:
             self.sections[-1].lines.append(section.lines[1])
         self.sections[-1].lines.append(rest)
         return True
+
+    _following: ClassVar[dict[Kind, Callable[[Outline, Section, str], bool]]] = {
+        "paragraph": _text,
+        "table": _row,
+        "html": _markup,
+    }
 
     def _in_listing(self, rest: str, depth: int) -> bool:
         """Whether a line belongs to the listing that is open; one outside of its containers ends it."""

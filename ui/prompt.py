@@ -37,30 +37,24 @@ class Prompt(TextArea):
         mention: str | None
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", id="prompt.send", priority=True, tooltip="Ask what is written"),
+        Binding("enter", "send", "Send", id="prompt.send", tooltip="Ask what is written"),
         Binding(
             "ctrl+j,shift+enter,alt+enter",
             "new_line",
-            "New line",
+            "Line",
             id="prompt.newline",
-            priority=True,
             tooltip="Begin a new line",
         ),
-        Binding(
-            "up", "up", "Earlier question", id="prompt.up", show=False, priority=True, tooltip="What was asked before"
-        ),
+        Binding("up", "up", "Earlier question", id="prompt.up", show=False, tooltip="What was asked before"),
         Binding(
             "down",
             "down",
             "Later question",
             id="prompt.down",
             show=False,
-            priority=True,
             tooltip="What was asked after",
         ),
-        Binding(
-            "tab", "complete", "Complete", id="prompt.complete", show=False, priority=True, tooltip="Complete an @file"
-        ),
+        Binding("tab", "complete", "Complete", id="prompt.complete", show=False, tooltip="Complete an @file"),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -81,13 +75,22 @@ class Prompt(TextArea):
         self.take(f"{before}\n\n{text}" if before else text)
 
     def sent(self, text: str) -> None:
-        """It is on disk: begin the next one."""
+        """This is on disk: begin the next one, with what was typed since."""
         if text.strip() and (not self.asked or self.asked[0] != text):
             self.asked.insert(0, text)
         self._at, self._draft = -1, ""
-        self.load_text("")
+        self.take(self.text.removeprefix(text) if self.text.startswith(text) else "")
 
     # ---- keys ----
+
+    @on(events.Key)
+    async def _act(self, event: events.Key) -> None:
+        """Our keys in their turn among those that were typed: a binding with priority would overtake letters."""
+        for binding in self._bindings.key_to_bindings.get(event.key, ()):
+            if binding.id and binding.id.startswith("prompt."):
+                event.stop()
+                event.prevent_default()
+                await self.run_action(binding.action)
 
     def action_send(self) -> None:
         if self._choosing:

@@ -27,7 +27,7 @@ class Piece(NamedTuple):
     look: str = ""
 
 
-class Line(NamedTuple):
+class RowLine(NamedTuple):
     """A line of a row; what is too long is cut, the left part first."""
 
     left: Sequence[Piece]
@@ -43,7 +43,7 @@ class Row(Protocol):
     @property
     def is_heading(self) -> bool: ...
 
-    def line(self, index: int, width: int) -> Line: ...
+    def line(self, index: int, width: int) -> RowLine: ...
 
 
 class Rows(ScrollView, can_focus=True):
@@ -92,7 +92,6 @@ class Rows(ScrollView, can_focus=True):
         self.virtual_size = Size(self.scrollable_content_region.width, self._tops[-1])
         self.refresh()
         self.cursor = self._beyond(min(cursor, len(rows) - 1), 1)
-        self.scroll_to(y=0, animate=False)
         self._follow()
         self.post_message(self.Moved())
 
@@ -158,13 +157,16 @@ class Rows(ScrollView, can_focus=True):
         base = self.get_component_rich_style("rows--cursor") if is_here else self.rich_style
         mark = self._strip([Piece("▌" if is_here else " ", "mark")], base)
         drawn = self._rows[index].line(line - self._tops[index], width - _GUTTER)
-        right = _cut(self._strip(drawn.right, base), width * 45 // 100)
-        room = width - _GUTTER - (right.cell_length + _GAP if right.cell_length else 1)
-        left = _cut(self._strip(drawn.left, base), room)
-        gap = width - _GUTTER - left.cell_length - right.cell_length - 1
+        middle = self._sides(self._strip(drawn.left, base), self._strip(drawn.right, base), width - _GUTTER - 1, base)
         blank = Strip([Segment(" ", base)])
-        middle = Strip([Segment(" " * max(0, gap), base)])
-        return Strip.join([mark, blank, left, middle, right, blank]).adjust_cell_length(width, base)
+        return Strip.join([mark, blank, *middle]).adjust_cell_length(width, base)
+
+    def _sides(self, left: Strip, right: Strip, width: int, base: Style) -> list[Strip]:
+        """Both parts in so many cells; the right one may have what the left one leaves, and nearly half anyhow."""
+        right = _cut(right, max(width - left.cell_length - _GAP, width * 45 // 100))
+        left = _cut(left, width - right.cell_length - _GAP if right.cell_length else width)
+        gap = width - left.cell_length - right.cell_length
+        return [left, Strip([Segment(" " * gap, base)]), right]
 
     def _strip(self, pieces: Sequence[Piece], base: Style) -> Strip:
         return Strip([Segment(text, base + self._look(look)) for text, look in pieces if text])

@@ -18,7 +18,9 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Button, Footer, Input, Label, TextArea
+from textual.widgets.text_area import Edit, EditResult
 
+from phi4local.chats import clean
 from phi4local.engine import GenerationOptions
 from phi4local.presets import PRESETS, SAMPLING, Preset, sampling_of
 from phi4local.printing import printable_lines
@@ -63,18 +65,29 @@ class Field:
 
 FIELDS = (
     Field("temperature", "Temperature", float, 0, 10, "0 always takes the likeliest word"),
-    Field("top_k", "Top-k", int, 0, 1 << 20, "of so many likeliest words, 0: of all"),
-    Field("top_p", "Top-p", float, 0, 1, "of the likeliest up to this share"),
+    Field("top_k", "Top-k", int, 0, 1 << 20, "among so many words, 0: among all"),
+    Field("top_p", "Top-p", float, 0, 1, "among words of this share, 1: all"),
     Field("seed", "Seed", int, 0, (1 << 32) - 1, "the same seed gives the same answer"),
     Field("max_tokens", "Longest answer", int, 1, None, "in tokens"),
 )
 _OF_PRESETS = ("temperature", "top_k", "top_p")  # the fields that a preset decides
+_MOST_TEXT = 1_000_000  # characters of a paste, more than any context holds
+_NUMERIC = r"[\w.,+\- ]*"  # what may stand in a field; whether it is a number is said beside it
 _CIRCLES = "greedy: it may think in circles"
 
 
 def shown_value(value: object) -> str:
     """A value as it stands in its field; nothing for what is none."""
     return f"{value:.12g}" if isinstance(value, float) else str(value) if type(value) is int else ""
+
+
+class SystemPrompt(TextArea):
+    """A text that holds no control, even where one is pasted."""
+
+    def edit(self, edit: Edit) -> EditResult:
+        text = clean(edit.text[:_MOST_TEXT]).replace("\r\n", "\n").replace("\r", "\n")
+        edit.text = printable_lines(text)
+        return super().edit(edit)
 
 
 class Row(Horizontal):
@@ -90,7 +103,7 @@ class Row(Horizontal):
     def compose(self) -> ComposeResult:
         default = shown_value(getattr(self._defaults, self.field.name)) or "no limit"
         yield Label(self.field.title, classes="title")
-        yield Input(self._text, placeholder=default, max_length=24, compact=True, select_on_focus=False)
+        yield Input(self._text, placeholder=default, max_length=24, restrict=_NUMERIC, compact=True)
         yield Label(classes="meaning", markup=False)
 
     def on_mount(self) -> None:
@@ -107,7 +120,12 @@ class Row(Horizontal):
 
     @property
     def is_wrong(self) -> bool:
-        return self.has_class("-wrong")
+        """Asked of the text itself: what is said beside it may be one key behind."""
+        try:
+            _ = self.value
+        except ValueError:
+            return True
+        return False
 
     @on(Input.Changed)
     def _judge(self) -> None:
@@ -152,7 +170,7 @@ class SettingsScreen(ModalScreen[Settings | None]):
                 for preset in PRESETS:
                     yield Button(preset.title, id=_button_id(preset), compact=True)
             yield Label(classes="note", markup=False)
-            area = TextArea(
+            area = SystemPrompt(
                 self._shown_system, compact=True, placeholder="The model's own", highlight_cursor_line=False
             )
             area.border_title = "System prompt"

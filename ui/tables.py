@@ -1,10 +1,11 @@
-"""Tables as lines: columns as wide as the terminal allows, cells wrapped; one below the other where it is too narrow."""
+"""Tables as lines: columns as wide as the terminal allows, cells wrapped; lists of cells where it is too narrow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 
@@ -12,6 +13,7 @@ from ui.wrapping import Line, Run, measured, wrapped
 
 Cell = Sequence[Run]
 _LEAST = 4  # cells that a column has, or the rows are shown as lists
+_WORD = 20  # a longer word may be broken
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,16 @@ class Table:
         return [*lines, _ruler("└┴┘", widths, rule)]
 
     def _widths(self, room: int) -> list[int] | None:
-        """The columns' widths: what a column wants, if it is less than its share of what there is."""
-        wanted = [max(1, *(_extent(row[column]) for row in self.rows)) for column in range(len(self.alignments))]
+        """The columns' widths, or None: whole lines where they fit, whole words where those do."""
+        columns = [[row[column] for row in self.rows] for column in range(len(self.alignments))]
+        wanted = [max(1, *map(_extent, column)) for column in columns]
         if sum(wanted) <= room:
             return wanted
-        widths = [0] * len(wanted)
-        left = len(wanted)
-        for column in sorted(range(len(wanted)), key=wanted.__getitem__):
-            widths[column] = min(wanted[column], room // left)
-            room -= widths[column]
-            left -= 1
+        words = [max(1, *map(_longest_word, column)) for column in columns]
+        if sum(words) <= room:
+            more = _shared([max(0, want - word) for want, word in zip(wanted, words, strict=True)], room - sum(words))
+            return [word + width for word, width in zip(words, more, strict=True)]
+        widths = _shared(wanted, room)
         return widths if all(width >= min(_LEAST, want) for width, want in zip(widths, wanted, strict=True)) else None
 
     def _row(self, row: Sequence[Cell], widths: Sequence[int], rule: Style) -> list[Line]:
@@ -78,6 +80,18 @@ def _extent(cell: Cell) -> int:
     return max(map(measured, wrapped(cell, 2 * sum(len(text) for text, _ in cell) + 2)), default=0)
 
 
+def _longest_word(cell: Cell) -> int:
+    return min(_WORD, max(map(cell_len, "".join(text for text, _ in cell).split()), default=0))
+
+
+def _shared(wanted: Sequence[int], room: int) -> list[int]:
+    """What each wants, if it is less than its share of what there is."""
+    shares = [0] * len(wanted)
+    for left, number in zip(range(len(wanted), 0, -1), sorted(range(len(wanted)), key=wanted.__getitem__), strict=True):
+        shares[number] = min(wanted[number], room // left)
+        room -= shares[number]
+    return shares
+
+
 def _ruler(signs: str, widths: Sequence[int], rule: Style) -> Line:
-    left, middle, right = signs
-    return [Segment(left + middle.join("─" * (width + 2) for width in widths) + right, rule)]
+    return [Segment(signs[0] + signs[1].join("─" * (width + 2) for width in widths) + signs[2], rule)]

@@ -18,6 +18,7 @@ from ui.blocks import Body, Look, source_lines
 if TYPE_CHECKING:
     from ui.blocks import Code
 
+_BLANK = Strip.blank(0)
 _TAIL = 4  # lines of the thinking that are shown while it goes on
 _ENDS = {
     "partial": "cut off before its end",
@@ -60,15 +61,17 @@ class Turn:
         self._body = Body(message.text)
         self._thinking = Body(message.thinking)
         self._made: tuple[int, Looks] | None = None
-        self._lines: list[Strip] = []
-        self._code_at = 0  # the line where the body begins
+        self._measured: int | None = None  # the width for which the number of lines is known
+        self.shown: Sequence[Strip] = ()  # the lines as they were made last
+        self.body_at = 0  # the one that what was said begins with
+        self._words = (0, 0)  # the length of the thinking, and how many words that is
 
     # ---- changes ----
 
     def begin(self, note: str) -> None:
         """The answer is being given."""
         self.answering, self.note = True, note
-        self.forget()
+        self._forget()
 
     def grow(self, text: str, thinking: str, thinking_seconds: float) -> None:
         """The answer has gone on by these pieces."""
@@ -81,7 +84,7 @@ class Turn:
             thinking=message.thinking + thinking,
             thinking_seconds=thinking_seconds or message.thinking_seconds,
         )
-        self.forget()
+        self._forget()
 
     def end(self, message: Message, note: str) -> None:
         """The answer as it stays; `note` says what kept it from its end."""
@@ -90,23 +93,23 @@ class Turn:
             self._body = Body(message.text)
         if self._thinking.markdown != message.thinking:
             self._thinking = Body(message.thinking)
-        self.forget()
+        self._forget()
 
     def toggle_thinking(self) -> bool:
         """Unfold or fold the thinking; whether there is any."""
         self._thinking_open = not self._thinking_open
-        self.forget()
+        self._forget()
         return bool(self.message.thinking)
 
     def toggle_source(self) -> bool:
         """The Markdown itself instead of what it means, or back; which of them now."""
         self._source = not self._source
-        self.forget()
+        self._forget()
         return self._source
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """The lines have to be made again."""
-        self._made = None
+        self._made = self._measured = None
 
     # ---- lines ----
 
@@ -115,31 +118,39 @@ class Turn:
         """The blocks of code in the order of the text."""
         return () if self.message.role == "user" else self._body.codes()
 
+    def codes_at(self, line: int) -> Sequence[Code]:
+        """The blocks of code among which the one at a line is: the answer's, or those of the thinking above it."""
+        return self._thinking.codes() if line < self.body_at else self.codes
+
     def is_made(self, width: int, looks: Looks) -> bool:
         return self._made == (width, looks)
+
+    def is_measured(self, width: int) -> bool:
+        return self._measured == width
 
     def lines(self, width: int, looks: Looks) -> Sequence[Strip]:
         """All lines, each at most `width` cells."""
         if not self.is_made(width, looks):
-            self._lines = [
+            above = [
                 *self._rule_lines(width, looks),
                 _line(self._head(), looks.user if self.message.role == "user" else looks.model, width),
                 *self._attached(width, looks),
                 *self._thought(width, looks),
-                *self._said(width, looks),
-                *self._foot(width, looks),
-                Strip.blank(0),
             ]
-            self._made = (width, looks)
-        return self._lines
+            self.body_at = len(above)
+            self.shown = [*above, *self._said(width, looks), *self._foot(width, looks), _BLANK]
+            self._made, self._measured = (width, looks), width
+        return self.shown
 
-    def guess(self, width: int) -> int:
-        """About how many lines there will be, without making them."""
+    def height(self, width: int) -> int:
+        """How many lines there are; about, while they have not been made for that width."""
+        if self.is_measured(width):
+            return len(self.shown)
         text = self.message.text
         return 3 + text.count("\n") + len(text) // max(10, width)
 
     def _rule_lines(self, width: int, looks: Looks) -> list[Strip]:
-        return [_line(f"── {self.rule} ──", looks.told, width), Strip.blank(0)] if self.rule else []
+        return [_line(f"── {self.rule} ──", looks.told, width), _BLANK] if self.rule else []
 
     def _head(self) -> str:
         name = "You" if self.message.role == "user" else printable(self.speaker, limit=60)
@@ -156,7 +167,9 @@ class Turn:
         if not thinking.strip():
             return []
         goes_on = self.answering and not self.message.text
-        words = f"{len(thinking.split()):,} words"
+        if self._words[0] != len(thinking):
+            self._words = len(thinking), len(thinking.split())
+        words = f"{self._words[1]:,} words"
         took = duration(self.message.thinking_seconds)
         head = f"Thinking, {took}, {words}" if goes_on else f"Thought for {took}, {words}"
         fold = looks.body.button + Style(meta={"@click": "toggle_thinking"})
@@ -165,7 +178,7 @@ class Turn:
             inner = self._thinking.lines(max(1, width - 2), replace(looks.body, text=looks.body.dim))
             shown = inner if self._thinking_open else inner[-_TAIL:]
             lines += [Strip.join([Strip([Segment("│ ", looks.body.dim)]), strip]) for strip in shown]
-        return [*lines, Strip.blank(0)]
+        return [*lines, _BLANK]
 
     def _said(self, width: int, looks: Looks) -> Sequence[Strip]:
         text = self.message.text

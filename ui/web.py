@@ -30,13 +30,8 @@ _MOST_APPS = 4
 _MOST_MESSAGE_BYTES = 4 << 20  # a paste is one message
 _CLOSE_SECONDS = 2.0  # how long a tab may take to answer that it is closed
 _SHUTDOWN_SECONDS = 15.0  # longer than the most patient end of an app
-_NO_MESSAGE = (
-    AssertionError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)  # half an emoji, say: nothing is made of it
+# Half an emoji or a size without a number, say: nothing is made of it.
+_NO_MESSAGE = (AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def serve(command: Sequence[str], *, announce: Callable[[str], object], title: str, port: int = 0) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import overload
 
 from rich.cells import cell_len, chop_cells
 from rich.segment import Segment
 from rich.style import Style
+from textual.strip import Strip
 
 from phi4local.printing import printable_lines
 
@@ -40,13 +42,36 @@ def wrapped(runs: Sequence[Run], width: int) -> list[Line]:
 
 
 def chopped(runs: Sequence[Run], width: int) -> list[Line]:
-    """Lines broken wherever they are full, as code is."""
-    return _lines(runs, width, _anywhere)
+    """Lines broken where they are full, as code is: behind a space where one is near, which stays."""
+    return _lines(runs, width, _behind_spaces)
 
 
 def measured(line: Iterable[Segment]) -> int:
     """The cells of a line."""
     return sum([cell_len(segment.text) for segment in line])
+
+
+class Strips(Sequence[Strip]):
+    """Lines that become strips when they are looked at: most of a chat never is."""
+
+    def __init__(self, lines: Iterable[Line | Strip] = ()) -> None:
+        self.lines = list(lines)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @overload
+    def __getitem__(self, place: int) -> Strip: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Strip]: ...
+    def __getitem__(self, place: int | slice) -> Strip | Sequence[Strip]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self.lines)))]
+        line = self.lines[place]
+        if isinstance(line, Strip):
+            return line
+        strip = self.lines[place] = Strip(line, measured(line))
+        return strip
 
 
 def _lines(runs: Sequence[Run], width: int, breaks: Callable[[str, int, int, int], Iterator[Span]]) -> list[Line]:
@@ -132,6 +157,17 @@ def _between_words(text: str, start: int, end: int, width: int) -> Iterator[Span
             begins, cells = last[0], cell_len(text[last[0] : stops])
     if begins < stops or begins == start:
         yield begins, stops
+
+
+def _behind_spaces(text: str, start: int, end: int, width: int) -> Iterator[Span]:
+    if not text[start:end].isascii():
+        yield from _anywhere(text, start, end, width)
+        return
+    while end - start > width:
+        stop = text.rfind(" ", start + width * 2 // 3, start + width) + 1 or start + width
+        yield start, stop
+        start = stop
+    yield start, end
 
 
 def _anywhere(text: str, start: int, end: int, width: int) -> Iterator[Span]:

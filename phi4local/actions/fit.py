@@ -210,13 +210,21 @@ def _row(subject: Subject, one: Surveyed, report: Report, engine: EngineBuild, m
     here = [
         bench for bench in measured.benchmarks if (bench.name, bench.build, bench.where) == (name, one.build, where)
     ]
-    file_bytes = path.stat().st_size if path else one.tensor_bytes + subject.header_bytes
+    file_bytes = _file_bytes(path) or one.tensor_bytes + subject.header_bytes
     row = replace(_placed(one, file_bytes), installed=path is not None, ready_made=_ready_made(subject, one.build))
     if place.where == "none":
         return row
     expected = corrected(predicted, name, one.build, where, measured.benchmarks)
     row = replace(row, predicted=predicted, expected=expected)
     return replace(row, measured=here[-1].measured) if here else row
+
+
+def _file_bytes(path: Path | None) -> int:
+    """The size of a build that is here; 0 where it is not, or was removed while the engine was asked."""
+    try:
+        return path.stat().st_size if path else 0
+    except OSError:
+        return 0
 
 
 def _placed(one: Surveyed, file_bytes: int) -> BuildFit:
@@ -246,7 +254,7 @@ def _usual_context(subject: Subject) -> int:
 
 def _problem(subject: Subject, build: str, error: Phi4LocalError) -> BuildFit:
     path = subject.files.get(build)
-    size_bytes = path.stat().st_size if path and path.is_file() else 0
+    size_bytes = _file_bytes(path)
     ready = _ready_made(subject, build)
     return BuildFit(
         build, "gguf", size_bytes, {}, "none", installed=path is not None, ready_made=ready, note=error.message

@@ -61,8 +61,8 @@ class TooLong(UsageError):
 
     def __init__(self, used_tokens: int, context_tokens: int) -> None:
         super().__init__(
-            f"The conversation takes {used_tokens} tokens, the context holds {context_tokens}",
-            hint="Shorten it, or choose a longer context",
+            f"The conversation takes {used_tokens:,} of the context's {context_tokens:,} tokens: no room for an answer",
+            hint="Shorten it, or choose a longer context: Ctrl-L",
         )
         self.used_tokens, self.context_tokens = used_tokens, context_tokens
 

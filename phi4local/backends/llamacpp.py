@@ -129,8 +129,13 @@ class LlamaCppEngine:
         answer.cancelled = True
         worker = self._worker
         if answer.number and not answer.finished and worker is not None:
-            answer.end_by(self._host.deadlines.cancel_seconds, worker)
-            threading.Thread(target=_send_cancel, args=(worker, answer.number), daemon=True).start()
+            # In a thread of its own: the pipe may be full, and who cancels does not wait.
+            threading.Thread(target=self._cancel, args=(worker, answer), daemon=True).start()
+
+    def _cancel(self, worker: Worker, answer: Answer) -> None:
+        answer.end_by(self._host.deadlines.cancel_seconds, worker)
+        with contextlib.suppress(WorkerDied):
+            worker.send({"op": "cancel", "id": answer.number})
 
     def save(self, session: LlamaCppSession, path: Path) -> int:
         """Write what the session has read (`phi4local.engine.Session.save`)."""
@@ -201,9 +206,9 @@ class LlamaCppEngine:
         answer.number = self._answers
         try:
             with worker.deadline("template", self._host.deadlines.template_seconds):
+                if answer.cancelled:  # said first, so that it does not even begin
+                    self._cancel(worker, answer)
                 worker.send({**request, "id": answer.number})
-                if answer.cancelled:
-                    self.cancel(answer)
                 answer.rendered(worker.receive())
             while not answer.finished:
                 event = worker.receive()
@@ -347,9 +352,3 @@ class LlamaCppSession:
 
     def close(self) -> None:
         """Nothing to give back: the engine's cache belongs to whoever asks next."""
-
-
-def _send_cancel(worker: Worker, number: int) -> None:
-    """In a thread of its own: the pipe may be full, and who cancels does not wait."""
-    with contextlib.suppress(WorkerDied):
-        worker.send({"op": "cancel", "id": number})

@@ -8,6 +8,7 @@ import select
 import stat
 import sys
 
+from phi4local.cli import output
 from phi4local.cli.arguments import add_context, tokens
 from phi4local.errors import UsageError
 
@@ -33,13 +34,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer one prompt, or converse."""
+    if "TEXTUAL_DRIVER" in os.environ:  # in a browser: standard input belongs to the page
+        return _open_screen(args)
+    if args.web:
+        return _serve(args)
     prompt = _joined(args.prompt, _piped_input(wait=args.prompt is None))
     if args.json and prompt is None:
         raise UsageError("--json needs a prompt", hint='phi4local chat -p "What is 2 + 2?" --json')
     if prompt is not None and not prompt.strip():
         raise UsageError("The prompt is empty", hint='phi4local chat -p "What is 2 + 2?"')
-    if prompt is None and args.web:
-        return _serve(args)
     if prompt is None and not args.plain and _has_screen():
         return _open_screen(args)
     from phi4local.cli import lines  # with all that the engine needs, which a screen is faster without
@@ -70,7 +73,21 @@ def _open_screen(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    raise NotImplementedError
+    """Serve the screen to browsers of this machine; each tab is a program of its own."""
+    if args.prompt is not None or args.json or args.plain:
+        raise UsageError("`--web` is a screen: it takes no prompt", hint="phi4local chat --web")
+    if args.model:
+        from phi4local.actions.lookup import check_name
+
+        check_name(args.model)
+    from ui.web import serve
+
+    given = {name: getattr(args, name) for name in ("system", "context", "kv", "max_tokens", "temperature", "seed")}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+    model = ["--", args.model] if args.model else []
+    command = [sys.executable, "-P", "-m", "phi4local", "chat", *options, *model]
+    serve(command, announce=output.say, title="phi4local")
+    return 0
 
 
 def _joined(prompt: str | None, piped: str | None) -> str | None:
