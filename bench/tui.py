@@ -43,7 +43,9 @@ _ASKED, _KNOWS_SYNC, _FRAME_END = b"\x1b[?2026$p", b"\x1b[?2026;2$y", b"\x1b[?20
 _BOX = "╭".encode()
 _TAG = re.compile(rb"m(\d{4})\.(\d\d)")
 # one cell wide, and nothing else on these screens is written with them
-_LETTERS = [chr(code) for code in (*range(0x410, 0x450), *range(0x531, 0x557), *range(0x561, 0x587), *range(0x10D0, 0x10F1))]
+_LETTERS = [
+    chr(code) for code in (*range(0x410, 0x450), *range(0x531, 0x557), *range(0x561, 0x587), *range(0x10D0, 0x10F1))
+]
 PAGE_UP, SHIFT_TAB, CTRL_N, CTRL_O, CTRL_Q = b"\x1b[5~", b"\x1b[Z", b"\x0e", b"\x0f", b"\x11"
 
 
@@ -56,7 +58,11 @@ class Terminal:
         variables.pop("NO_COLOR", None)
         self.started = time.monotonic()
         self.child = pexpect.spawn(
-            sys.executable, arguments, env=variables, dimensions=(cells[1], cells[0]), cwd=str(Path(__file__).parents[1])
+            sys.executable,
+            arguments,
+            env=variables,
+            dimensions=(cells[1], cells[0]),
+            cwd=str(Path(__file__).parents[1]),
         )
         self.data = bytearray()
         self._ends: list[int] = []  # where each piece of `data` ends, and when it came
@@ -271,7 +277,9 @@ def _page_up(terminal: Terminal, start: int) -> list[float]:
 
         def new_page(start: int, before: bytes = before) -> int:
             end = terminal.data.rfind(_FRAME_END, start)
-            return end if any(match[0] < before for match in _TAG.finditer(terminal.data, start, max(start, end))) else -1
+            return (
+                end if any(match[0] < before for match in _TAG.finditer(terminal.data, start, max(start, end))) else -1
+            )
 
         pressed = terminal.press(PAGE_UP)
         end = terminal.find(new_page, start, timeout=5)

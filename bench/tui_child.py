@@ -142,7 +142,9 @@ def chat_texts(count: int) -> list[str]:
 
 def question(number: int, length: int) -> str:
     words = f"m{number:04}.00 Why is the memory's bandwidth what decides, and how would I measure it here? "
-    return (words + "I have a laptop with two channels and no card, and would like to know what to expect. " * 5)[:length]
+    return (words + "I have a laptop with two channels and no card, and would like to know what to expect. " * 5)[
+        :length
+    ]
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from phi4local.conversation import Message, ThinkSplitter
 from phi4local.engine import Chunk, EngineInfo, Finish, GenerationOptions, Load, Stats, Timing
 from phi4local.errors import BackendError
 from phi4local.fit import Use
-from ui.model_thread import ModelChoice
+from ui.told import ModelChoice
 
 Script = Callable[[Sequence[Message]], Iterable[str]]
 

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from tests.fakes import FakeEngine, loads
 from ui.app import ChatApp
 from ui.chat import ChatScreen
-from ui.model_thread import ModelChoice
+from ui.told import ModelChoice
 
 Scene = Callable[[Pilot[None], ChatScreen], Awaitable[None]]
 

@@ -136,6 +136,8 @@ def test_an_engine_that_starts_anew(engine: LlamaCppEngine, pause: float, stoppe
     while not (others := psutil.Process().children()):
         time.sleep(0.001)
     if stopped:
+        while "phi4local.backends.llamacpp_worker" not in others[0].cmdline():  # it is still this program's twin
+            time.sleep(0.001)
         others[0].send_signal(signal.SIGSTOP)
     time.sleep(pause)
     close(engine, doing)

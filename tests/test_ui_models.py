@@ -218,6 +218,21 @@ def test_a_pull_that_was_stopped_goes_on(verified: Hub) -> None:
     assert play(scene).chosen == [BUILD]
 
 
+def test_the_other_source_can_be_taken(network: Hub, user: Client) -> None:
+    async def scene(pilot: Pilot[None], app: Host) -> None:
+        await open_nano(pilot, app)
+        await pilot.press("enter")
+        await until(pilot, lambda: is_drawn(app, "nobody has checked"))
+        assert "--from" not in drawn(app)
+        await pilot.press("o")
+        await until(pilot, lambda: is_drawn(app, "a published file"))
+        await pilot.press("y")
+        await until(pilot, lambda: f"{BUILD} is here" in said(app))
+
+    play(scene)
+    assert [build.manifest.source["repo"] for build in builds()] == [READY]
+
+
 def test_ctrl_c_stops_at_once(verified: Hub) -> None:
     verified.rate = SLOW
 
@@ -357,7 +372,7 @@ class Quitter(App):
     def on_mount(self):
         screen = ModelsScreen()
         self.push_screen(screen)
-        self.call_after_refresh(lambda: screen._pull(look("nano:Q4_K_M", lambda _: None).choice))
+        self.call_after_refresh(lambda: screen._pull(look("nano:Q4_K_M", None, lambda _: None).choice))
         self.set_interval(0.02, self.check)
     def check(self):
         part = partial_path(build_path("nano", "Q4_K_M"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi4local.actions.choice import Choice, choose
+from phi4local.actions.choice import OFFICIAL, READY, Choice, choose
 from phi4local.actions.fit import DEFAULT_MODEL, SMALLEST, Fit, fit
 from phi4local.actions.pull import Preview, preview
 from phi4local.actions.quantize import name_of, plan_build, quantize, target_of
@@ -19,27 +19,51 @@ from quant.plan import Plan
 from quant.progress import Progress
 from ui.builds import Answers, fetched_bytes, machine_line, rate
 from ui.jobs import Tell, follow
-from ui.offers import Offered
 
 KEEPS = "What is done stays, and the same choice goes on from there."
 _SLOW_TPS = 4.0  # slower than people read
 
 
 @dataclass(frozen=True, slots=True)
+class Offered:
+    """A question, facts by name, what else is to be said, and the words of the answers; `other` may be empty."""
+
+    question: str
+    facts: Sequence[tuple[str, str]]
+    notes: Sequence[str] = ()
+    warning: str = ""
+    yes: str = "Get it"
+    other: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Looked:
-    """What getting a build would take, and how much room there is for it."""
+    """What getting a build would take, how much room there is for it, and the other way to get it, if there is one."""
 
     choice: Choice
     preview: Preview
     free_bytes: int
+    other: Choice | None
 
 
-def look(label: str, tell: Tell) -> Looked:
+def look(label: str, source: str | None, tell: Tell) -> Looked:
     """Ask the hub what there is to fetch (the errors of `choose` and `preview`)."""
-    choice = choose(label, None)
+    choice = choose(label, source)
     found = follow(preview(choice), tell)
     tell(Progress("headers", 0, 0))  # where it was stopped, nothing is offered
-    return Looked(choice, found, _free_bytes())
+    return Looked(choice, found, _free_bytes(), _other(choice))
+
+
+def source_of(choice: Choice) -> str:
+    """What `choose` was or would be told to come to this choice."""
+    return READY if choice.ready else OFFICIAL
+
+
+def _other(choice: Choice) -> Choice | None:
+    try:
+        return choose(choice.label, OFFICIAL if choice.ready else READY)
+    except Phi4LocalError:
+        return None
 
 
 def ask(name: str, given_back: Mapping[str, int]) -> Fit | Phi4LocalError:
@@ -78,8 +102,8 @@ def _free_bytes() -> int:
     return shutil.disk_usage(folder).free
 
 
-def offer_of(looked: Looked) -> Offered:
-    """What is asked before a pull."""
+def offer_of(looked: Looked, answer: Fit | Phi4LocalError | None) -> Offered:
+    """What is asked before a pull; `answer` is what the engine has said of the model."""
     choice, found = looked.choice, looked.preview
     count = len(found.files)
     files = "a published file" if choice.ready else f"{count} file{'s' if count != 1 else ''} of official weights"
@@ -88,13 +112,29 @@ def offer_of(looked: Looked) -> Offered:
         made = f"{file_size(found.plan.size_bytes)}, {found.plan.bits_per_weight:.2f} bits per weight"
         facts.append(("Makes", f"{made}, {_repairs(found.plan)}"))
     facts.append(("On disk", f"{file_size(found.disk_bytes)} at most, {file_size(looked.free_bytes)} are free"))
-    short = found.disk_bytes > looked.free_bytes
+    warnings = ["There is not enough room on the disk for all of it."] if found.disk_bytes > looked.free_bytes else []
+    rows = answer.builds if isinstance(answer, Fit) else ()
+    if any(row.build == choice.build and row.memory and row.where == "none" for row in rows):
+        warnings.append("It needs more memory than can be used here now.")
     return Offered(
         f"Get {choice.label}?",
         facts,
-        (choice.why, f"It can be stopped at any time. {KEEPS}"),
-        "There is not enough room on the disk for all of it." if short else "",
+        (_reason(choice), f"It can be stopped at any time. {KEEPS}"),
+        " ".join(warnings),
+        other=_other_way(looked.other) if looked.other else "",
     )
+
+
+def _reason(choice: Choice) -> str:
+    """Why it is had from there, without the argument of the command line that would change it."""
+    said, argument, _ = choice.why.partition("; `--from ")
+    return f"{said}." if argument else said
+
+
+def _other_way(choice: Choice) -> str:
+    size_bytes = fetched_bytes(choice)
+    size = f" ({file_size(size_bytes)})" if size_bytes else ""
+    return f"{'Published file' if choice.ready else 'Official weights'}{size}"
 
 
 def offer_of_plan(found: Plan) -> Offered:

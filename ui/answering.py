@@ -12,10 +12,11 @@ from textual.screen import Screen
 from phi4local.actions.talk import TooLong, save, shortened
 from phi4local.chats import Message
 from phi4local.errors import NotFound, Phi4LocalError
-from ui import model_thread as told
-from ui.model_thread import Load, ModelChoice, ModelThread
+from ui import told
+from ui.model_thread import Load, ModelThread
 from ui.open_chat import OpenChat
 from ui.status import State, StatusLine, StatusPanel
+from ui.told import ModelChoice
 from ui.transcript import Transcript
 from ui.turn import Place, Turn
 

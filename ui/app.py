@@ -21,8 +21,9 @@ from phi4local.history import History
 from phi4local.settings import history_file, state_folder
 from ui.chat import ChatScreen
 from ui.keys import use_keys
-from ui.model_thread import Load, ModelChoice
+from ui.model_thread import Load
 from ui.open_chat import OpenChat
+from ui.told import ModelChoice
 
 _DARK, _LIGHT = "textual-dark", "textual-light"
 _TWICE_SECONDS = 2.0  # between two Ctrl-C that leave

@@ -15,14 +15,15 @@ from textual.widgets import Footer, OptionList, Static
 from phi4local.chats import Attachment, Message
 from phi4local.errors import Phi4LocalError
 from phi4local.mentions import completions, mentions
-from ui import model_thread as told
+from ui import told
 from ui.attachments import Attachments
 from ui.dialogs import Ask, Confirm, shown
-from ui.model_thread import Load, ModelChoice
+from ui.model_thread import Load
 from ui.navigation import NavigatingScreen
 from ui.open_chat import OpenChat
 from ui.prompt import Prompt, show_choices
 from ui.status import StatusLine, StatusPanel
+from ui.told import ModelChoice
 from ui.transcript import Transcript, Wish
 
 _ASKED = 200  # questions that the prompt remembers

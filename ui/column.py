@@ -1,7 +1,7 @@
 """The turns of a transcript one below the other: where each begins, in lines. Knows no widget.
 
-The heights of turns far away are guesses until somebody looks at them, because a chat of hundreds of messages is to open
-at once. Places are therefore kept as lines of a turn, which stay right when the turns above turn out longer or shorter.
+The heights of turns far away are guesses until somebody looks at them, because a chat of hundreds of messages is to
+open at once. Places are therefore kept as lines of a turn, which stay right when those above turn out longer or shorter.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ class Column:
     @property
     def height(self) -> int:
         return self.starts[-1]
+
+    def add(self, turn: Turn) -> None:
+        """One at the end, which has no height before the next `measure`."""
+        self.turns.append(turn)
+        self.starts.append(self.height)
 
     def index_at(self, line: int) -> int:
         """The turn that a line is in; the nearest one for a line outside."""

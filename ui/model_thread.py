@@ -16,126 +16,20 @@ from typing import TYPE_CHECKING
 from textual.message import Message as Fact
 
 from phi4local.errors import Phi4LocalError
+from ui import told
+from ui.told import ModelChoice
 
 if TYPE_CHECKING:
     from phi4local.actions import talk
     from phi4local.actions.chat import Opened
-    from phi4local.actions.longer import Longer
     from phi4local.chats import Attachment, Chat, Message
     from phi4local.engine import Chunk, Finish, Session
     from phi4local.history import History
 
 _FRAME_SECONDS = 0.07  # pieces of an answer are told together, about fourteen times a second
 _IDLE_SECONDS = 1.5  # so long after an answer what was read is kept on disk
+_LAST_SECONDS = 0.25  # for an answer to end when the program is left
 _LEAST_KEPT = 256  # tokens: reading fewer again costs nothing
-
-
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """A model to open: a name or a path (None: the best of the newest), and the conversation that it must hold."""
-
-    name: str | None = None
-    context_tokens: int | None = None
-    kv_type: str = "f16"
-
-
-@dataclass
-class Loading(Fact):
-    choice: ModelChoice
-
-
-@dataclass
-class Loaded(Fact):
-    opened: Opened
-    choice: ModelChoice
-
-
-@dataclass
-class LoadFailed(Fact):
-    """`kept`: the model that is open all the same."""
-
-    error: Phi4LocalError
-    choice: ModelChoice
-    kept: Opened | None
-
-
-@dataclass
-class Counted(Fact):
-    """How many tokens a branch takes; None: it cannot be said."""
-
-    leaf: int | None
-    tokens: int | None
-
-
-@dataclass
-class AttachmentCounted(Fact):
-    attachment: Attachment
-    tokens: int
-
-
-@dataclass
-class Refused(Fact):
-    """The question was not asked."""
-
-    question: Message
-    error: Phi4LocalError
-
-
-@dataclass
-class Begun(Fact):
-    message: Message
-    prompt_tokens: int
-
-
-@dataclass
-class Delta(Fact):
-    """What was said since the last one."""
-
-    message: int
-    text: str
-    thinking: str
-
-
-@dataclass
-class Unsaved(Fact):
-    error: Phi4LocalError
-
-
-@dataclass
-class Ended(Fact):
-    """The answer as it stays: exactly one follows each `Begun`."""
-
-    answered: talk.Answered
-
-
-@dataclass
-class Summarised(Fact):
-    """What stands for the messages before `start`; an error instead of a text."""
-
-    chat: int
-    start: int
-    text: str
-    error: Phi4LocalError | None
-
-
-@dataclass
-class DropCounted(Fact):
-    """With which message a shortened conversation would begin, and how many tokens it would take."""
-
-    index: int
-    tokens: int
-
-
-@dataclass
-class LongerFound(Fact):
-    longer: Longer | str
-
-
-@dataclass
-class Bug(Fact):
-    """What nobody expected: to be raised where it is seen."""
-
-    error: BaseException
 
 
 @dataclass
@@ -175,6 +69,8 @@ class ModelThread:
         self._chat: int | None = None  # whose timeline the session is
         self._unkept = False
         self._stopped = threading.Event()
+        self._quiet = threading.Event()  # no answer is waited for
+        self._quiet.set()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -187,8 +83,7 @@ class ModelThread:
 
     def ask(self, history: History, chat: Chat, branch: Sequence[Message]) -> None:
         """Answer the question at the end of a branch."""
-        self._stopped.clear()
-        self._jobs.put(lambda: self._answer(history, chat, list(branch)))
+        self._speak_later(lambda: self._answer(history, chat, list(branch)))
 
     def stop(self) -> None:
         """End the present answer within a token."""
@@ -212,8 +107,18 @@ class ModelThread:
 
     def summarise(self, chat: Chat, branch: Sequence[Message], start: int) -> None:
         """Let the model write what stands for the messages before the one at `start`."""
+        self._speak_later(lambda: self._summarise(chat, list(branch), start))
+
+    def _speak_later(self, job: Callable[[], None]) -> None:
+        def speak() -> None:
+            try:
+                job()
+            finally:
+                self._quiet.set()
+
         self._stopped.clear()
-        self._jobs.put(lambda: self._summarise(chat, list(branch), start))
+        self._quiet.clear()
+        self._jobs.put(speak)
 
     @property
     def is_dead(self) -> bool:
@@ -221,8 +126,10 @@ class ModelThread:
         return self.opened is not None and not self.opened.engine.alive
 
     def close(self) -> None:
-        """Let go of the engine; a job that is under way ends with an error that nobody hears."""
+        """Let go of the engine; an answer is stopped and what it has said is kept, other work just ends."""
         self._closed = True
+        self.stop()
+        self._quiet.wait(_LAST_SECONDS)
         if self.opened is not None:
             self.opened.engine.close()
 
@@ -237,14 +144,14 @@ class ModelThread:
             try:
                 job()
             except BaseException as error:  # noqa: BLE001  it is raised again in the screen's thread
-                self._say(Bug(error))
+                self._say(told.Bug(error))
 
     def _say(self, fact: Fact) -> None:
         if not self._closed:
             self._tell(fact)
 
     def _open(self, choice: ModelChoice) -> None:
-        self._say(Loading(choice))
+        self._say(told.Loading(choice))
         self._keep()
         before = self.opened
         try:
@@ -252,10 +159,10 @@ class ModelThread:
         except Phi4LocalError as error:
             if before is not None and self.opened is None:
                 self._go_back(before)
-            self._say(LoadFailed(error, choice, self.opened))
+            self._say(told.LoadFailed(error, choice, self.opened))
         else:
             self._enter(opened)
-            self._say(Loaded(opened, choice))
+            self._say(told.Loaded(opened, choice))
 
     def _leave(self) -> None:
         """The present model makes room."""
@@ -309,7 +216,7 @@ class ModelThread:
         if self.opened is not None:
             with contextlib.suppress(Phi4LocalError):  # the question itself will say what is wrong
                 tokens = self.opened.engine.count(prompt_of(chat, branch))
-        self._say(Counted(branch[-1].id if branch else None, tokens))
+        self._say(told.Counted(branch[-1].id if branch else None, tokens))
 
     def _count_attachment(self, attachment: Attachment) -> None:
         from phi4local.conversation import Message as Turn
@@ -318,7 +225,7 @@ class ModelThread:
         if self.opened is not None:
             with contextlib.suppress(Phi4LocalError):
                 tokens = self.opened.engine.count([Turn("user", as_prompt("", [attachment]))])
-                self._say(AttachmentCounted(attachment, tokens))
+                self._say(told.AttachmentCounted(attachment, tokens))
 
     def _answer(self, history: History, chat: Chat, branch: list[Message]) -> None:
         from phi4local.actions import talk
@@ -327,14 +234,14 @@ class ModelThread:
         question, session = branch[-1], self._session_of(chat.id)
         if session is None or self.opened is None:
             missing = Phi4LocalError("No model is loaded", hint="Choose one: F2 shows what is here and what fits")
-            self._say(Refused(question, missing))
+            self._say(told.Refused(question, missing))
             return
         options = options_of(self.opened.options, chat.sampling)
         try:
             prompt = prompt_of(chat, branch)
             used, context = self.opened.engine.count(prompt), self.opened.engine.info.context_tokens
             if used + LEAST_ROOM > context:
-                self._say(Refused(question, TooLong(used, context)))
+                self._say(told.Refused(question, TooLong(used, context)))
                 return
             answer = talk.answer(
                 history,
@@ -345,7 +252,7 @@ class ModelThread:
             )
             self._speak(answer, used)
         except Phi4LocalError as error:
-            self._say(Refused(question, error))
+            self._say(told.Refused(question, error))
 
     def _begin(self, session: Session, stream: Generator[Chunk | Finish]) -> Generator[Chunk | Finish]:
         """A stream that a stop before it has reached, too."""
@@ -366,18 +273,18 @@ class ModelThread:
                     self._tell_pending(message, pending)
             elif isinstance(event, talk.Begun):
                 message = event.message.id
-                self._say(Begun(event.message, used_tokens))
+                self._say(told.Begun(event.message, used_tokens))
             elif isinstance(event, talk.Unsaved):
-                self._say(Unsaved(event.error))
+                self._say(told.Unsaved(event.error))
             else:
                 self._tell_pending(message, pending)
                 stats = event.finish.stats if event.finish else None
                 self._unkept = bool(stats and stats.prompt_tokens + stats.generation_tokens >= _LEAST_KEPT)
-                self._say(Ended(event))
+                self._say(told.Ended(event))
 
     def _tell_pending(self, message: int, pending: _Pending) -> None:
         if pending.text or pending.thinking:
-            self._say(Delta(message, "".join(pending.text), "".join(pending.thinking)))
+            self._say(told.Delta(message, "".join(pending.text), "".join(pending.thinking)))
         pending.text, pending.thinking, pending.told_at = [], [], time.monotonic()
 
     def _find_room(self, chat: Chat, branch: list[Message]) -> None:
@@ -386,13 +293,13 @@ class ModelThread:
 
         if self.opened is None:
             return
-        with contextlib.suppress(Phi4LocalError):
-            index = turns_to_drop(self.opened.engine, chat, branch)
-            self._say(DropCounted(index, self.opened.engine.count(prompt_of(chat, branch[index:]))))
-        try:
-            self._say(LongerFound(longer_context(self.opened)))
-        except Phi4LocalError as error:
-            self._say(LongerFound(error.message))
+        index = tokens = 0
+        with contextlib.suppress(Phi4LocalError):  # then nothing can be dropped
+            found = turns_to_drop(self.opened.engine, chat, branch)
+            tokens = self.opened.engine.count(prompt_of(chat, branch[found:]))
+            index = found
+        self._say(told.DropCounted(index, tokens))
+        self._say(told.LongerFound(longer_context(self.opened)))
 
     def _summarise(self, chat: Chat, branch: list[Message], start: int) -> None:
         from phi4local.actions.talk import options_of, summarise
@@ -412,4 +319,4 @@ class ModelThread:
             failure = error
         if self._stopped.is_set() and failure is None:
             failure = Phi4LocalError("The summary was stopped")
-        self._say(Summarised(chat.id, branch[start].id, "".join(said).strip(), failure))
+        self._say(told.Summarised(chat.id, branch[start].id, "".join(said).strip(), failure))

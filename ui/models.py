@@ -268,12 +268,20 @@ class ModelsScreen(Screen[str | None]):
         if entry.label == NANO:
             self.action_tiny()
         else:
-            label = entry.label
-            self._begin(f"Looking for {label}", lambda tell: acquiring.look(label, tell), self._offer)
+            self._look_for(entry.label, None)
+
+    def _look_for(self, label: str, source: str | None) -> None:
+        self._begin(f"Looking for {label}", lambda tell: acquiring.look(label, source, tell), self._offer)
 
     def _offer(self, looked: Looked) -> None:
-        offer = Offer(acquiring.offer_of(looked))
-        self.app.push_screen(offer, lambda yes: self._pull(looked.choice) if yes else None)
+        def answered(answer: str | None) -> None:
+            if answer == "yes":
+                self._pull(looked.choice)
+            elif answer == "other" and looked.other:
+                self._look_for(looked.other.label, acquiring.source_of(looked.other))
+
+        offer = acquiring.offer_of(looked, self._answers.get(looked.choice.model.name))
+        self.app.push_screen(Offer(offer), answered)
 
     def _pull(self, choice: Choice) -> None:
         work = lambda tell: follow(pull(choice, None), tell)  # noqa: E731

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Callable
 
 from textual import on
 
 from phi4local.actions.talk import TooLong, forget_state
 from phi4local.errors import Phi4LocalError
-from phi4local.exchange import to_json, to_markdown
-from phi4local.files import atomic_write
-from ui import model_thread as told
+from ui import told
 from ui.answering import AnsweringScreen
+from ui.chat_files import FORMATS, current_folder, target, write_chat
 from ui.chats import ChatsScreen, Chosen
 from ui.context import Budget, Choice, ContextScreen, Drop
 from ui.dialogs import Ask, Confirm
-from ui.model_thread import Load, ModelChoice
+from ui.model_thread import Load
 from ui.models import ModelsScreen
 from ui.settings import Settings, SettingsScreen
+from ui.told import ModelChoice
 
 
 class NavigatingScreen(AnsweringScreen):
@@ -118,9 +118,8 @@ class NavigatingScreen(AnsweringScreen):
 
         self.app.push_screen(Ask("Rename the chat", text=self.talk.chat.title), named)
 
-    def _try(self, change: object) -> bool:
+    def _try(self, change: Callable[[], object]) -> bool:
         """Make a change on disk; whether it was made."""
-        assert callable(change)
         try:
             change()
         except Phi4LocalError as error:
@@ -208,28 +207,24 @@ class NavigatingScreen(AnsweringScreen):
         if self.talk.is_new:
             self.notify("There is nothing to export yet")
             return
-        name = "".join(c if c.isalnum() or c in " -_" else "-" for c in self.talk.chat.title).strip()[:60] or "chat"
-        self.app.push_screen(
-            Ask("Export the chat", text=f"{name}.md", note="A name that ends in .json holds every branch"), self._export
-        )
+        name = FORMATS[0].file_name(self.talk.chat.title)
+        note = f"A name that ends in {FORMATS[1].ending} takes all branches along. {current_folder()}"
+        self.app.push_screen(Ask("Export the chat", text=name, note=note), self._export)
 
     def _export(self, answer: str | None) -> None:
-        if not answer or not answer.strip():
-            return
-        path = Path(answer.strip()).expanduser()
+        if answer and answer.strip():
+            self._try(lambda: self._export_to(answer.strip()))
+
+    def _export_to(self, typed: str) -> None:
+        form = next((one for one in FORMATS if typed.lower().endswith(one.ending)), FORMATS[0])
+        path = target(typed, form.file_name(self.talk.chat.title))
+
+        def write() -> None:
+            write_chat(self.talk.history, self.talk.chat.id, form, path)
+            self.notify(f"Written: {path}", markup=False)
+
         if path.exists():
             question = Confirm(f"Overwrite {path}?", yes="Overwrite")
-            self.app.push_screen(question, lambda yes: self._write(path) if yes else None)
+            self.app.push_screen(question, lambda yes: self._try(write) if yes else None)
         else:
-            self._write(path)
-
-    def _write(self, path: Path) -> None:
-        def write() -> None:
-            chat = self.talk.chat
-            as_json = path.suffix.lower() == ".json"
-            text = to_json(self.talk.history, chat.id) if as_json else to_markdown(chat, self.talk.branch)
-            with atomic_write(path) as file:
-                file.write(text.encode())
-
-        if self._try(write):
-            self.notify(f"Written: {path}", markup=False)
+            write()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,30 +16,21 @@ from textual.widgets import Button, Footer, Input, Label, Select
 
 from phi4local.printing import printable, printable_lines
 from quant.ggml import BUILDS
+from ui.acquiring import Offered
 from ui.dialogs import Line
 
 _USUAL_BUILD = "Q4_K_M"
 
 
-@dataclass(frozen=True, slots=True)
-class Offered:
-    """A question, facts as name and value, what else is to be said, and the words of the two answers."""
-
-    question: str
-    facts: Sequence[tuple[str, str]]
-    notes: Sequence[str] = ()
-    warning: str = ""
-    yes: str = "Get it"
-
-
-class Offer(ModalScreen[bool]):
-    """Whether to do what was asked for; Enter says yes, because nothing is lost by it."""
+class Offer(ModalScreen[str | None]):
+    """`yes`, `other`, or None for neither; Enter says yes, because nothing is lost by it."""
 
     CSS_PATH = "models.tcss"
     AUTO_FOCUS = "#yes"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "answer(True)", "Yes", id="offer.yes", tooltip="Do it"),
-        Binding("n,escape", "answer(False)", "No", id="offer.no", tooltip="Leave it"),
+        Binding("y", "answer('yes')", "Yes", id="offer.yes", tooltip="Do it"),
+        Binding("o", "answer('other')", "Other source", id="offer.other", tooltip="Look at the other way to get it"),
+        Binding("n,escape", "answer('')", "No", id="offer.no", tooltip="Leave it"),
         Binding("left", "app.focus_previous", "Left", id="offer.left", tooltip="The other button", show=False),
         Binding("right", "app.focus_next", "Right", id="offer.right", tooltip="The other button", show=False),
     ]
@@ -64,15 +53,20 @@ class Offer(ModalScreen[bool]):
                 yield Label(Content(printable_lines(offered.warning)), classes="warning")
             with Horizontal(classes="answers"):
                 yield Button(Content(offered.yes), variant="primary", id="yes", compact=True)
+                if offered.other:
+                    yield Button(Content(offered.other), id="other", compact=True)
                 yield Button("Not now", id="no", compact=True)
         yield Footer(show_command_palette=False)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        return bool(self._offered.other) if parameters == ("other",) else True
+
     @on(Button.Pressed)
     def _pressed(self, event: Button.Pressed) -> None:
-        self.dismiss(event.button.id == "yes")
+        self.action_answer(event.button.id if event.button.id != "no" else "")
 
-    def action_answer(self, yes: bool) -> None:
-        self.dismiss(yes)
+    def action_answer(self, answer: str | None) -> None:
+        self.dismiss(answer or None)
 
 
 class FolderForm(ModalScreen[tuple[Path, str] | None]):

@@ -8,9 +8,14 @@ from typing import ClassVar
 
 from textual import events, on
 from textual.binding import Binding, BindingType
+from textual.document._document import EditResult
+from textual.document._edit import Edit
 from textual.message import Message
 from textual.widgets import OptionList, TextArea
 from textual.widgets.option_list import Option
+
+from phi4local.chats import clean
+from phi4local.printing import printable_lines
 
 _LONG_PASTE = 20_000  # characters: more becomes a file of its own, because an editor of a few lines is no place for it
 
@@ -66,7 +71,7 @@ class Prompt(TextArea):
 
     def take(self, text: str) -> None:
         """Put a text in the place of what is there, the cursor behind it."""
-        self.load_text(text)
+        self.load_text(one_kind_of_line(text))
         self.move_cursor(self.document.end)
 
     def add(self, text: str) -> None:
@@ -86,11 +91,11 @@ class Prompt(TextArea):
     @on(events.Key)
     async def _act(self, event: events.Key) -> None:
         """Our keys in their turn among those that were typed: a binding with priority would overtake letters."""
-        for binding in self._bindings.key_to_bindings.get(event.key, ()):
-            if binding.id and binding.id.startswith("prompt."):
-                event.stop()
-                event.prevent_default()
-                await self.run_action(binding.action)
+        active = None if event.is_printable else self.screen.active_bindings.get(event.key)
+        if active and active.node is self and (active.binding.id or "").startswith("prompt."):
+            event.stop()
+            event.prevent_default()
+            await self.run_action(active.binding.action)
 
     def action_send(self) -> None:
         if self._choosing:
@@ -131,6 +136,11 @@ class Prompt(TextArea):
         self._at = at
         self.take(self.asked[at] if at >= 0 else self._draft)
 
+    def edit(self, edit: Edit) -> EditResult:
+        """Nothing that acts on a terminal gets into the text, however it comes."""
+        edit.text = one_kind_of_line(edit.text)
+        return super().edit(edit)
+
     # ---- files ----
 
     @property
@@ -163,6 +173,11 @@ class Prompt(TextArea):
             event.stop()
             event.prevent_default()
             self.post_message(self.Pasted(event.text))
+
+
+def one_kind_of_line(text: str) -> str:
+    """Text that an editor may draw: no controls, and one kind of line break."""
+    return printable_lines(clean(text).replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def mention_before(line: str) -> str | None:

@@ -119,7 +119,7 @@ class WorkPanel(Vertical):
     def ask_stop(self) -> None:
         """Stop, but not before the user has said so again where something was done already."""
         if self._keeps and self._job and not self._job.is_stopping:
-            question = Confirm("Stop it?", note=self._keeps, yes="Stop", no="Go on")
+            question = Confirm(f"Stop the work on {self._title}?", note=self._keeps, yes="Stop", no="Go on")
             self.app.push_screen(question, lambda yes: self.stop() if yes else None)
         else:
             self.stop()

@@ -65,7 +65,7 @@ def _open_screen(args: argparse.Namespace) -> int:
 
         check_name(args.model)
     from ui.app import run as run_app
-    from ui.model_thread import ModelChoice
+    from ui.told import ModelChoice
 
     names = ("temperature", "seed", "max_tokens")
     sampling = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
