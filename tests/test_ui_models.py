@@ -222,7 +222,7 @@ def test_the_other_source_can_be_taken(network: Hub, user: Client) -> None:
     async def scene(pilot: Pilot[None], app: Host) -> None:
         await open_nano(pilot, app)
         await pilot.press("enter")
-        await until(pilot, lambda: is_drawn(app, "nobody has checked"))
+        await until(pilot, lambda: is_drawn(app, "because nobody has"))
         assert "--from" not in drawn(app)
         await pilot.press("o")
         await until(pilot, lambda: is_drawn(app, "a published file"))

@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +64,7 @@ class Terminal:
         command = ("env", *variables, *self._command)
         try:
             self._tmux("start-server", ";", *settings, "new-session", "-x", width, "-y", height, "-d", *where, *command)
-            self.pid = int(self.fact("pane_pid"))
+            self.pid, self._server_pid = int(self.fact("pane_pid")), int(self.fact("pid"))
         except BaseException:
             self._kill()
             raise
@@ -105,6 +106,7 @@ class Terminal:
         while not (known := self.fact("pane_dead_status") or self.fact("pane_dead_signal")):
             assert time.monotonic() < end, f"it still runs after {seconds} s:\n{self.screen()}"
             time.sleep(_GLANCE_SECONDS)
+            os.kill(self._server_pid, signal.SIGCHLD)  # tmux 3.3 may miss the one that tells of it
         return int(known) if self.fact("pane_dead_status") else -int(known)
 
     def fact(self, name: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import PurePath
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -28,10 +28,12 @@ from textual.widget import Widget
 from textual.widgets import Footer, Label, OptionList
 from textual.widgets.option_list import Option
 
-from phi4local.actions.longer import Longer
 from phi4local.actions.talk import LEAST_ROOM
 from phi4local.printing import printable
 from phi4local.units import memory
+
+if TYPE_CHECKING:
+    from phi4local.actions.longer import Longer
 
 _WARNING, _FULL = 0.75, 0.90  # shares of the context
 _FILLED, _EMPTY = "▰", "▱"

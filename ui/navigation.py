@@ -16,7 +16,6 @@ from ui.chats import ChatsScreen, Chosen
 from ui.context import Budget, Choice, ContextScreen, Drop
 from ui.dialogs import Ask, Confirm
 from ui.model_thread import Load
-from ui.models import ModelsScreen
 from ui.settings import Settings, SettingsScreen
 from ui.told import ModelChoice
 
@@ -40,6 +39,7 @@ class NavigatingScreen(AnsweringScreen):
 
     def _open_models(self, *, first_run: bool) -> None:
         from phi4local.actions.chat import given_back
+        from ui.models import ModelsScreen  # late, as the engine's side is: nothing of it is needed at first
 
         opened = self.model.opened
         screen = ModelsScreen(
@@ -224,7 +224,11 @@ class NavigatingScreen(AnsweringScreen):
             self.notify(f"Written: {path}", markup=False)
 
         if path.exists():
-            question = Confirm(f"Overwrite {path}?", yes="Overwrite")
-            self.app.push_screen(question, lambda yes: self._try(write) if yes else None)
+
+            def confirmed(yes: bool | None) -> None:
+                if yes:
+                    self._try(write)
+
+            self.app.push_screen(Confirm(f"Overwrite {path}?", yes="Overwrite"), confirmed)
         else:
             write()

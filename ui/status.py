@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rich.cells import cell_len, set_cell_size
 from textual import events, on
@@ -25,8 +25,6 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Label
 
-from hardware.probe import probe_memory
-from phi4local.actions.chat import Opened
 from phi4local.chats import clean
 from phi4local.engine import Load
 from phi4local.fit import total
@@ -34,6 +32,9 @@ from phi4local.printing import printable
 from phi4local.units import file_size, memory
 from ui.context import Budget
 from ui.latency import PERCENTILES, Latency, latency_of, percentile
+
+if TYPE_CHECKING:
+    from phi4local.actions.chat import Opened
 
 _SECONDS = 60  # of the machine's memory are remembered
 _LABEL = 10  # cells before a fact
@@ -97,6 +98,8 @@ class Gauge(Widget):
 
     def _look(self) -> None:
         """Half a millisecond on Linux, so no thread is needed."""
+        from hardware.probe import probe_memory  # late: the panel is not shown at first
+
         found = probe_memory()
         total_bytes = found.limit_bytes or found.total_bytes
         if total_bytes and found.available_bytes is not None:

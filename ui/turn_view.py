@@ -79,7 +79,7 @@ class TurnView(ScrollView, can_focus=True):
         starts[-1] = starts[-2] + len(turn.lines(*self._known))
         self._set_height()
         was = self.scroll_offset.y
-        self.scroll_to(y=self.max_scroll_y if self._follows else min(was, self.max_scroll_y), animate=False)
+        self.scroll_to(y=self.max_scroll_y if self._follows else min(was, self.max_scroll_y), animate=False, force=True)
         if self.scroll_offset.y == was:
             self._redraw(starts[-2] - was, before, turn.shown)
 
@@ -111,7 +111,7 @@ class TurnView(ScrollView, can_focus=True):
     @property
     def _text_width(self) -> int:
         margin = 1 if self.size.width >= _NARROW else 0
-        return max(1, min(_WIDEST, self.size.width - self._gutter_width - margin))
+        return max(1, min(_WIDEST, self.scrollable_content_region.width - self._gutter_width - margin))
 
     @property
     def _top(self) -> Spot | None:
@@ -138,7 +138,8 @@ class TurnView(ScrollView, can_focus=True):
                 # about the same words of a message that has more or fewer lines now
                 spot = Spot(spot.index, spot.within * self._column.height_of(spot.index) // before)
             self._set_height()
-            self.scroll_to(y=self._column.line(spot) if spot else self.max_scroll_y, animate=False)
+            goal = self._column.line(spot) if spot else self.max_scroll_y
+            self.scroll_to(y=goal, animate=False, force=True)  # the scrollbar may not be there yet
             self._follows = self.scroll_offset.y >= self.max_scroll_y
             self.refresh()
         finally:
