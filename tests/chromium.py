@@ -34,6 +34,7 @@ _KEYS = {
     "ArrowUp": ("ArrowUp", 38, ""),
     "ArrowRight": ("ArrowRight", 39, ""),
     "ArrowDown": ("ArrowDown", 40, ""),
+    **{f"F{number}": (f"F{number}", 111 + number, "") for number in range(1, 13)},
 }
 _CTRL = 2
 # The page keeps its terminal to itself; its owner is the one object that is ever given a `websocket_url`.
