@@ -208,6 +208,15 @@ class History:
             query = "SELECT id FROM message WHERE chat = ? AND parent IS ? ORDER BY id"
             return [int(row[0]) for row in db.execute(query, (chat, parent))]
 
+    def versions(self, chat: int) -> dict[int | None, list[int]]:
+        """The messages below each message of a chat, and under None those that begin it; the oldest first."""
+        with self._file.reading() as db:
+            found: dict[int | None, list[int]] = {}
+            for row in db.execute("SELECT id, parent FROM message WHERE chat = ? ORDER BY id", (chat,)):
+                message, parent = fields(row, (NUMBER, LINK))
+                found.setdefault(parent, []).append(message)
+            return found
+
     def newest_leaf(self, message: int) -> int:
         """The end of the branch through `message` that grew last."""
         with self._file.reading() as db:

@@ -17,6 +17,7 @@ from phi4local.errors import BackendError, InsufficientResources, Phi4LocalError
 from phi4local.history import History
 from tests.fakes import FakeEngine
 from ui.open_chat import OpenChat
+from ui.turn import Place
 
 OPTIONS = GenerationOptions()
 
@@ -256,7 +257,7 @@ def test_editing_keeps_both_branches(chat: OpenChat) -> None:
     first = chat.branch[0]
     edited = chat.ask("other", (), first.parent)
     assert texts(chat) == ["other"]
-    assert (chat.place(edited).number, chat.place(edited).of) == (2, 2)
+    assert chat.places() == [Place(2, 2)]
     assert chat.walk(edited.id, -1) == first.id
     assert texts(chat) == ["first", "first ", "second", "second "]
     assert chat.walk(first.id, -1) is None
@@ -286,7 +287,7 @@ def test_another_answer_is_a_version(chat: OpenChat) -> None:
     assert isinstance(end, talk.Answered)
     chat.answered(end.message)
     assert texts(chat) == ["first", "otherwise"]
-    assert chat.place(end.message).of == 2
+    assert [place.of for place in chat.places()] == [1, 2]
 
 
 def test_deleting_opens_another_version(chat: OpenChat) -> None:

@@ -131,7 +131,7 @@ def test_an_answer_can_be_written_by_the_user(home: Path) -> None:
         await pilot.press("ctrl+up", "e", *"!!", "enter")
         await until(pilot, lambda: texts(chat)[-1] == "first!!" or texts(chat)[-1] == "first !!")
         assert chat.waiting is None
-        assert chat.talk.place(chat.talk.branch[-1]).of == 2
+        assert chat.talk.places()[-1].of == 2
 
     play(scene)
 

@@ -176,7 +176,7 @@ def _best_tps(answer: Fit | Phi4LocalError) -> float | None:
 def welcome(name: str | None, answers: Answers) -> list[str]:
     """What a first run is told: the machine, the recommendation and its price, and the second choice."""
     known = next((answer for answer in answers.values() if isinstance(answer, Fit)), None)
-    lines = [machine_line(known.machine.report) if known else "Looking at this machine…"]
+    lines = [machine_line(known.machine.report)] if known else ["Looking at this machine…"] if not answers else []
     answer = answers.get(name) if name else None
     if name and isinstance(answer, Fit) and answer.recommendation.build:
         lines.append(_recommended(name, answer, answers))

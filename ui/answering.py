@@ -74,15 +74,23 @@ class AnsweringScreen(Screen[None]):
 
     def show_chat(self, at: int | None = None) -> None:
         """The open branch as it is on disk."""
-        start = self.talk.start
-        turns = []
-        for index, message in enumerate(self.talk.branch):
-            turn = Turn(message, self.talk.place(message), self._speaker(message))
-            turn.rule = self._rule(start) if index == start and start else ""
-            turns.append(turn)
+        start, places = self.talk.start, self._places()
+        turns = [
+            Turn(message, place, self._speaker(message))
+            for message, place in zip(self.talk.branch, places, strict=True)
+        ]
+        if start:
+            turns[start].rule = self._rule(start)
         self.transcript.show(turns, at)
         self.show_title()
         self.show_latency()
+
+    def _places(self) -> list[Place]:
+        try:
+            return self.talk.places()
+        except Phi4LocalError as error:
+            self.complain(error)
+            return [Place()] * len(self.talk.branch)
 
     def _rule(self, start: int) -> str:
         told = "is told a summary of" if self.talk.chat.sampling.get("summary") else "is no longer told"
@@ -189,9 +197,7 @@ class AnsweringScreen(Screen[None]):
         if not self._is_here(fact.message):
             return
         self.talk.answered(fact.message)
-        turn = Turn(fact.message, Place(), self.label)
-        with contextlib.suppress(Phi4LocalError):
-            turn.place = self.talk.place(fact.message)
+        turn = Turn(fact.message, self._places()[-1], self.label)
         turn.begin("…")
         self.transcript.add(turn)
         self._thinking_since = 0.0

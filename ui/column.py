@@ -28,6 +28,7 @@ class Column:
     def __init__(self, turns: Sequence[Turn] = ()) -> None:
         self.turns = list(turns)
         self.starts = [0] * (len(self.turns) + 1)  # the last one is the end of them all
+        self._is_stale = True  # a turn is known to begin elsewhere
 
     @property
     def height(self) -> int:
@@ -55,6 +56,7 @@ class Column:
     def measure(self, width: int) -> None:
         """Find all beginnings anew."""
         self.starts = [0, *accumulate(turn.height(width) for turn in self.turns)]
+        self._is_stale = False
 
     def make_around(self, spot: Spot, above: int, below: int, manner: tuple[int, Looks]) -> None:
         """Make the lines of the turns that are so near to a place; a height that was a guess is right from then on."""
@@ -72,14 +74,13 @@ class Column:
     def is_made(self, first_line: int, last_line: int, manner: tuple[int, Looks]) -> bool:
         """Whether nothing from one line to another is a guess."""
         turns = self.turns[self.index_at(first_line) : self.index_at(last_line) + 1]
-        return all(turn.is_made(*manner) for turn in turns)
+        return not self._is_stale and all(turn.is_made(*manner) for turn in turns)
 
     def make_some(self, manner: tuple[int, Looks], seconds: float) -> bool:
-        """Turn guesses into lines for about so long, the newest first; whether there were any."""
+        """Turn guesses into lines for about so long, the newest first; whether any are left. `measure` has to follow."""
         until = time.perf_counter() + seconds
         guesses = [turn for turn in self.turns if not turn.is_measured(manner[0])]
-        for turn in reversed(guesses):
-            turn.lines(*manner)
-            if time.perf_counter() > until:
-                break
+        while guesses and time.perf_counter() < until:
+            guesses.pop().lines(*manner)
+            self._is_stale = True
         return bool(guesses)

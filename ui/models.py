@@ -75,6 +75,7 @@ class ModelsScreen(Screen[str | None]):
         self._answers: dict[str, Fit | Phi4LocalError] = {}
         self._questions: list[str] = []
         self._asking: Job[Any] | None = None
+        self._is_open = False  # a first tab
         self._wanted = ""  # where the cursor shall stand
         self._is_led = first_run  # until the user goes where they want
 
@@ -124,8 +125,9 @@ class ModelsScreen(Screen[str | None]):
     @on(Tabs.TabActivated)
     def _opened(self) -> None:
         self.query_one(BuildList).is_moved = False
-        if self.query_one("#models-notice").has_class("-error"):  # it was about another model
+        if self._is_open and self.query_one("#models-notice").has_class("-error"):  # it was about another model
             self._say("")
+        self._is_open = True
         if self._model:
             self._ask(self._model.name, first=True)
         self._refresh()

@@ -68,10 +68,10 @@ class OpenChat:
                 return self.branch[-1]
         return None
 
-    def place(self, message: Message) -> Place:
-        """Which of its versions a message is."""
-        versions = self.history.siblings(message.id)
-        return Place(versions.index(message.id) + 1, len(versions))
+    def places(self) -> list[Place]:
+        """Which of its versions each message of the branch is."""
+        versions = {} if self.is_new else self.history.versions(self.chat.id)
+        return [_place(one.id, versions.get(one.parent, [])) for one in self.branch]
 
     def walk(self, message: int, step: int) -> int | None:
         """Open the version before or after; its id, None where there is none."""
@@ -150,6 +150,10 @@ class OpenChat:
 
     def _index(self, message: int) -> int:
         return next((index for index, one in enumerate(self.branch) if one.id == message), len(self.branch) - 1)
+
+
+def _place(message: int, versions: Sequence[int]) -> Place:
+    return Place(versions.index(message) + 1, len(versions)) if message in versions else Place()
 
 
 def _new(model: str, system: str, sampling: Mapping[str, Any]) -> Chat:

@@ -120,6 +120,12 @@ class Transcript(TurnView):
             at_top = end - start <= height if step < 0 else end - start > height
             self.scroll_relative(y=start if at_top else end - height, animate=False)
 
+    def action_page_up(self) -> None:
+        self.scroll_page_up(animate=False)
+
+    def action_page_down(self) -> None:
+        self.scroll_page_down(animate=False)
+
     def action_wish(self, wish: Wish) -> None:
         turn = self.current_turn
         self.post_message(self.Wanted(wish, turn.message.id if turn else None))

@@ -28,6 +28,7 @@ _NARROW = 20  # cells: with fewer, less is left free at the sides
 _LINES = 32  # bits of a line's number in its turn: see `_name`
 _DRAWN = 2_000  # lines that are kept as they were drawn
 _IDLE_SECONDS, _IDLE_SHARE = 0.05, 0.008  # how often turns far away are made, and for how long each time
+_IDLE_ROUNDS = 10  # after so many of them the scrollbar is told
 _IDLE_MOST = 1_000  # turns; in longer chats those far away stay guesses
 
 
@@ -59,6 +60,7 @@ class TurnView(ScrollView, can_focus=True):
         self._follows = True  # what is added at the end is looked at
         self._wanted: Spot | None = None  # what is to be seen once there is a size
         self._idle: Timer | None = None
+        self._rounds = 0
 
     def on_mount(self) -> None:
         self._idle = self.set_interval(_IDLE_SECONDS, self._make_some, pause=True)
@@ -79,8 +81,10 @@ class TurnView(ScrollView, can_focus=True):
         starts[-1] = starts[-2] + len(turn.lines(*self._known))
         self._set_height()
         was = self.scroll_offset.y
-        self.scroll_to(y=self.max_scroll_y if self._follows else min(was, self.max_scroll_y), animate=False, force=True)
-        if self.scroll_offset.y == was:
+        goal = self.max_scroll_y if self._follows else min(was, self.max_scroll_y)
+        if goal != was:
+            self.scroll_to(y=goal, animate=False, force=True)
+        else:
             self._redraw(starts[-2] - was, before, turn.shown)
 
     def _redraw(self, y: int, before: Sequence[Strip], after: Sequence[Strip]) -> None:
@@ -161,15 +165,22 @@ class TurnView(ScrollView, can_focus=True):
         is_busy = not self.turns or self.turns[-1].answering or self.is_vertical_scrollbar_grabbed
         if self._known is None or is_busy or not self.is_on_screen:
             return
-        column, spot = self._column, self._column.spot(self.scroll_offset.y)
-        if len(self.turns) > _IDLE_MOST or not column.make_some(self._known, _IDLE_SHARE):
-            if self._idle:
-                self._idle.pause()
-            return
-        column.measure(self._known[0])
+        if len(self.turns) <= _IDLE_MOST and self._column.make_some(self._known, _IDLE_SHARE):
+            self._rounds += 1
+            if self._rounds % _IDLE_ROUNDS:
+                return
+        elif self._idle:
+            self._idle.pause()
+        if not self.app.animator.is_being_animated(self, "scroll_y"):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Take what was made far away into account. What is on the screen stays, so only the scrollbar is drawn."""
+        assert self._known is not None
+        spot = self._column.spot(self.scroll_offset.y)
+        self._column.measure(self._known[0])
         self._set_height()
-        # What is on the screen has been made before and stays: only the scrollbar is drawn.
-        top = float(column.line(spot))
+        top = float(self._column.line(spot))
         self.set_reactive(Widget.scroll_y, top)
         self.set_reactive(Widget.scroll_target_y, top)
         self.vertical_scrollbar.position = top
