@@ -38,7 +38,8 @@ class AnsweringScreen(Screen[None]):
         self.model = ModelThread(self._tell, load)
         self.waiting: int | None = None  # the question whose answer has not ended
         self._unsaved: list[Message] = []
-        self._thinking_since = 0.0
+        self._thinking_since = self._answering_since = 0.0
+        self._prompt_tokens = 0
         self._was_dead = False
         self._state: State = "none"
 
@@ -161,8 +162,7 @@ class AnsweringScreen(Screen[None]):
         self._was_dead = False
         self.status.show_model(self.model.opened)
         self.query_one(StatusPanel).show_model(self.model.opened)
-        if self.model.opened:
-            self.status.budget.show(None, self.model.opened.engine.info.context_tokens)
+        self._show_use(None)
 
     def recount(self) -> None:
         """Ask how many tokens the branch takes."""
@@ -175,8 +175,8 @@ class AnsweringScreen(Screen[None]):
     @on(told.Counted)
     def _counted(self, fact: told.Counted) -> None:
         leaf = self.talk.branch[-1].id if self.talk.branch else None
-        if fact.leaf == leaf and self.model.opened:
-            self.status.budget.show(fact.tokens, self.model.opened.engine.info.context_tokens)
+        if fact.leaf == leaf:
+            self._show_use(fact.tokens)
 
     @on(told.Refused)
     def _refused(self, fact: told.Refused) -> None:
@@ -200,7 +200,8 @@ class AnsweringScreen(Screen[None]):
         turn = Turn(fact.message, self._places()[-1], self.label)
         turn.begin("…")
         self.transcript.add(turn)
-        self._thinking_since = 0.0
+        self._thinking_since, self._prompt_tokens = 0.0, fact.prompt_tokens
+        self._show_use(fact.prompt_tokens)
         self._set_state("reading", fact.prompt_tokens)
 
     def _is_here(self, answer: Message) -> bool:
@@ -217,8 +218,17 @@ class AnsweringScreen(Screen[None]):
         thought = time.monotonic() - self._thinking_since if fact.thinking else 0.0
         turn.grow(fact.text, fact.thinking, thought)
         self.transcript.changed(turn)
+        self._show_use(self._prompt_tokens + fact.tokens)
         if self._state != "answering":
+            self._answering_since = time.monotonic()
             self._set_state("answering")
+        elif (seconds := time.monotonic() - self._answering_since) > 1:
+            self.status.show_speed(fact.tokens / seconds, None)
+
+    def _show_use(self, tokens: int | None) -> None:
+        """How much of the context is used."""
+        if self.model.opened:
+            self.status.budget.show(tokens, self.model.opened.engine.info.context_tokens)
 
     @on(told.Unsaved)
     def _not_saved(self, fact: told.Unsaved) -> None:
@@ -237,11 +247,10 @@ class AnsweringScreen(Screen[None]):
         if turn := self.transcript.turn_of(message.id):
             turn.end(message, _told(error, "r asks again") if error else _cut(answered))
             self.transcript.changed(turn)
-        if answered.finish and self.model.opened:
+        if answered.finish:
             stats = answered.finish.stats
             self.status.show_speed(stats.generation_tps, stats.ttft_seconds)
-            used = stats.prompt_tokens + stats.generation_tokens
-            self.status.budget.show(used, self.model.opened.engine.info.context_tokens)
+            self._show_use(stats.prompt_tokens + stats.generation_tokens)
         self.show_latency()
         self._set_state("stopped" if self.model.is_dead else "ready")
 

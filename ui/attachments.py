@@ -48,6 +48,7 @@ class Attachments(Horizontal):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.files: list[Attachment] = []
+        self.reading = 0  # files that are being read
 
     def compose(self) -> ComposeResult:
         for index, file in enumerate(self.files):
@@ -57,6 +58,7 @@ class Attachments(Horizontal):
 
     def read(self, path: Path) -> None:
         """Read a file without keeping the screen waiting; a PDF may take seconds."""
+        self.reading += 1
         threading.Thread(target=self._read, args=(path,), daemon=True).start()
 
     def _read(self, path: Path) -> None:
@@ -67,6 +69,11 @@ class Attachments(Horizontal):
             return
         attachment = Attachment(document.name, document.bytes, 0, document.text)
         self.post_message(self.Added(attachment, document.notes))
+
+    @on(Added)
+    @on(Failed)
+    def _was_read(self) -> None:
+        self.reading -= 1
 
     def show(self, files: Sequence[Attachment]) -> None:
         """These and no others."""

@@ -85,6 +85,8 @@ class ChatScreen(NavigatingScreen):
     def __init__(self, choice: ModelChoice, load: Load | None = None) -> None:
         super().__init__(choice, load)
         self._editing: Message | None = None
+        self._named: set[Path] = set()  # files that were named in the question
+        self._sending = False  # it goes as soon as the files that it names are read
 
     def compose(self) -> ComposeResult:
         yield Static("", id="title")
@@ -110,7 +112,10 @@ class ChatScreen(NavigatingScreen):
 
     def begin(self, talk: OpenChat) -> None:
         super().begin(talk)
-        self.prompt.asked = talk.history.questions(_ASKED)
+        try:
+            self.prompt.asked = talk.history.questions(_ASKED)
+        except Phi4LocalError as error:
+            self.complain(error)
         self.show_title()
 
     def on_mount(self) -> None:
@@ -138,9 +143,12 @@ class ChatScreen(NavigatingScreen):
             return
         if not text and not files:
             return
+        self._read_mentioned(text)
+        if self.attached.reading:
+            self._sending = True
+            return
         edited = self._editing
         try:
-            files = [*files, *self._mentioned(text)]
             parent = edited.parent if edited else (self.talk.branch[-1].id if self.talk.branch else None)
             if edited and edited.role == "assistant":
                 message = self.talk.reply(text, parent)
@@ -149,6 +157,7 @@ class ChatScreen(NavigatingScreen):
         except Phi4LocalError as error:
             self.complain(error, title="Not sent: it could not be put on disk")
             return
+        self._named, self._sending = set(), False
         self.prompt.sent(event.text)
         self._stop_editing()
         self.attached.show([])
@@ -157,14 +166,6 @@ class ChatScreen(NavigatingScreen):
             self.ask_model()
         else:
             self.recount()
-
-    def _mentioned(self, text: str) -> list[Attachment]:
-        """The files that the text names by `@` (Phi4LocalError)."""
-        from phi4local.documents import read_document
-
-        here = {file.name for file in self.attached.files}
-        found = [read_document(path) for _, _, path in mentions(text, Path.cwd()) if path.is_file()]
-        return [Attachment(one.name, one.bytes, 0, one.text) for one in found if one.name not in here]
 
     def action_stop(self) -> None:
         if self.waiting is not None:
@@ -282,6 +283,15 @@ class ChatScreen(NavigatingScreen):
         assert self.prompt.choices is not None
         here = Path.cwd()
         show_choices(self.prompt.choices, completions(event.mention, here) if event.mention is not None else [], here)
+        if event.mention is None and "@" in self.prompt.text:
+            self._read_mentioned(self.prompt.text)
+
+    def _read_mentioned(self, text: str) -> None:
+        """Read the files that the text names, so that what they cost is seen before they are sent."""
+        for _, _, path in mentions(text, Path.cwd()):
+            if path.is_file() and path not in self._named:
+                self._named.add(path)
+                self.attached.read(path)
 
     @on(OptionList.OptionSelected, "#files")
     def _chosen(self, event: OptionList.OptionSelected) -> None:
@@ -309,9 +319,16 @@ class ChatScreen(NavigatingScreen):
     def _add_file(self, attachment: Attachment) -> None:
         self.attached.show([*self.attached.files, attachment])
         self.model.count_attachment(attachment)
+        self._send_if_read()
+
+    def _send_if_read(self) -> None:
+        if self._sending and not self.attached.reading:
+            self._sending = False
+            self.prompt.action_send()
 
     @on(Attachments.Failed)
     def _not_attached(self, event: Attachments.Failed) -> None:
+        self._sending = False  # the question may make no sense without it
         self.complain(event.error, title="Not attached")
 
     @on(told.AttachmentCounted)

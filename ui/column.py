@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from ui.turn import Looks, Turn
 
+_SPARE = 8  # turns on each side whose lines are kept after they have been near
+
 
 class Spot(NamedTuple):
     """A line of a turn, counted from its first; below 0 it is that far above it."""
@@ -59,17 +61,19 @@ class Column:
         self._is_stale = False
 
     def make_around(self, spot: Spot, above: int, below: int, manner: tuple[int, Looks]) -> None:
-        """Make the lines of the turns that are so near to a place; a height that was a guess is right from then on."""
-        made = -spot.within
-        for turn in self.turns[spot.index :]:
+        """Make the lines of the turns that are so near to a place; those far away are let go."""
+        made, last = -spot.within, spot.index
+        for last in range(spot.index, len(self.turns)):
             if made > below:
                 break
-            made += len(turn.lines(*manner))
-        made = spot.within
-        for turn in reversed(self.turns[: spot.index]):
+            made += len(self.turns[last].lines(*manner))
+        made, first = spot.within, spot.index
+        for first in range(spot.index - 1, -1, -1):
             if made > above:
                 break
-            made += len(turn.lines(*manner))
+            made += len(self.turns[first].lines(*manner))
+        for turn in (*self.turns[: max(0, first - _SPARE)], *self.turns[last + 1 + _SPARE :]):
+            turn.release()
 
     def is_made(self, first_line: int, last_line: int, manner: tuple[int, Looks]) -> bool:
         """Whether nothing from one line to another is a guess."""
@@ -77,10 +81,15 @@ class Column:
         return not self._is_stale and all(turn.is_made(*manner) for turn in turns)
 
     def make_some(self, manner: tuple[int, Looks], seconds: float) -> bool:
-        """Turn guesses into lines for about so long, the newest first; whether any are left. `measure` has to follow."""
+        """Turn guesses into lines for about so long, the newest first; whether any are left.
+
+        `measure` has to follow.
+        """
         until = time.perf_counter() + seconds
         guesses = [turn for turn in self.turns if not turn.is_measured(manner[0])]
         while guesses and time.perf_counter() < until:
-            guesses.pop().lines(*manner)
+            turn = guesses.pop()
+            turn.lines(*manner)
+            turn.release()
             self._is_stale = True
         return bool(guesses)

@@ -39,6 +39,7 @@ class _Pending:
     text: list[str] = field(default_factory=list)
     thinking: list[str] = field(default_factory=list)
     told_at: float = 0.0
+    tokens: int = 0
 
 
 # How to come by an engine: the choice, what is open now, and how to close that once it is certain that it must go.
@@ -269,6 +270,7 @@ class ModelThread:
         for event in answer:
             if isinstance(event, Chunk):
                 (pending.text if event.kind == "answer" else pending.thinking).append(event.text)
+                pending.tokens += 1
                 if time.monotonic() - pending.told_at >= _FRAME_SECONDS:
                     self._tell_pending(message, pending)
             elif isinstance(event, talk.Begun):
@@ -284,7 +286,7 @@ class ModelThread:
 
     def _tell_pending(self, message: int, pending: _Pending) -> None:
         if pending.text or pending.thinking:
-            self._say(told.Delta(message, "".join(pending.text), "".join(pending.thinking)))
+            self._say(told.Delta(message, "".join(pending.text), "".join(pending.thinking), pending.tokens))
         pending.text, pending.thinking, pending.told_at = [], [], time.monotonic()
 
     def _find_room(self, chat: Chat, branch: list[Message]) -> None:

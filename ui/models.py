@@ -75,7 +75,7 @@ class ModelsScreen(Screen[str | None]):
         self._answers: dict[str, Fit | Phi4LocalError] = {}
         self._questions: list[str] = []
         self._asking: Job[Any] | None = None
-        self._is_open = False  # a first tab
+        self._said_on = ""  # the tab that was open then
         self._wanted = ""  # where the cursor shall stand
         self._is_led = first_run  # until the user goes where they want
 
@@ -98,14 +98,14 @@ class ModelsScreen(Screen[str | None]):
         for widget in ("#models-tabs", "#models-act"):  # the keys stay with the list
             self.query_one(widget).can_focus = False
         self.set_class(self._first_run, "-first-run")
+        tabs = self.query_one(Tabs)
+        await tabs.add_tab(Tab("Here", id=_HERE))
         try:
             self._models = offered()
         except Phi4LocalError as error:  # the user's own catalogue
             self._fail(error)
         self._here = builds()
         names = [model.name for model in self._models]
-        tabs = self.query_one(Tabs)
-        await tabs.add_tab(Tab("Here", id=_HERE))
         for index, name in enumerate(names):
             await tabs.add_tab(Tab(Content(name.removeprefix("phi-4-")), id=f"tab-{index}"))
         if (self._first_run or not self._here) and DEFAULT_MODEL in names:
@@ -125,9 +125,9 @@ class ModelsScreen(Screen[str | None]):
     @on(Tabs.TabActivated)
     def _opened(self) -> None:
         self.query_one(BuildList).is_moved = False
-        if self._is_open and self.query_one("#models-notice").has_class("-error"):  # it was about another model
+        notice = self.query_one("#models-notice")
+        if notice.has_class("-error") and self._said_on != self.query_one(Tabs).active:  # it was about another model
             self._say("")
-        self._is_open = True
         if self._model:
             self._ask(self._model.name, first=True)
         self._refresh()
@@ -173,6 +173,7 @@ class ModelsScreen(Screen[str | None]):
         notice.update(Content(printable_lines(text)))
         notice.set_class(bool(text), "-told")
         notice.set_class(is_error, "-error")
+        self._said_on = self.query_one(Tabs).active
 
     def _fail(self, error: Phi4LocalError) -> None:
         self._say(f"{error.message}\n{error.hint}" if error.hint else error.message, is_error=True)

@@ -75,11 +75,12 @@ class Begun(Fact):
 
 @dataclass
 class Delta(Fact):
-    """What was said since the last one."""
+    """What was said since the last one; `tokens`: about how many there are in all, one for each piece."""
 
     message: int
     text: str
     thinking: str
+    tokens: int
 
 
 @dataclass

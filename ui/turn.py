@@ -62,6 +62,7 @@ class Turn:
         self._thinking = Body(message.thinking)
         self._made: tuple[int, Looks] | None = None
         self._measured: int | None = None  # the width for which the number of lines is known
+        self._height = 0
         self.shown: Sequence[Strip] = ()  # the lines as they were made last
         self.body_at = 0  # the one that what was said begins with
         self._words = (0, 0)  # the length of the thinking, and how many words that is
@@ -111,6 +112,12 @@ class Turn:
         """The lines have to be made again."""
         self._made = self._measured = None
 
+    def release(self) -> None:
+        """Keep no lines, only how many they are: tens of thousands would take memory, and time to leave."""
+        if self._made and not self.answering:
+            self._made, self.shown = None, ()
+            self._body, self._thinking = Body(self.message.text), Body(self.message.thinking)
+
     # ---- lines ----
 
     @property
@@ -139,13 +146,13 @@ class Turn:
             ]
             self.body_at = len(above)
             self.shown = [*above, *self._said(width, looks), *self._foot(width, looks), _BLANK]
-            self._made, self._measured = (width, looks), width
+            self._made, self._measured, self._height = (width, looks), width, len(self.shown)
         return self.shown
 
     def height(self, width: int) -> int:
         """How many lines there are; about, while they have not been made for that width."""
         if self.is_measured(width):
-            return len(self.shown)
+            return self._height
         text = self.message.text
         return 3 + text.count("\n") + len(text) // max(10, width)
 
