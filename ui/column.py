@@ -1,7 +1,7 @@
 """The turns of a transcript one below the other: where each begins, in lines. Knows no widget.
 
-The heights of turns far away are guesses until somebody looks at them, because a chat of hundreds of messages is to
-open at once. Places are therefore kept as lines of a turn, which stay right when those above turn out longer or shorter.
+The heights of turns far away are guesses until somebody looks at them, because a chat of hundreds of messages has to
+open at once. Places are therefore kept as lines of a turn, which stay right when those above turn out to be longer.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import select
 import stat
 import sys
+from typing import NoReturn
 
 from phi4local.cli import output
 from phi4local.cli.arguments import add_context, tokens
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer one prompt, or converse."""
     if "TEXTUAL_DRIVER" in os.environ:  # in a browser: standard input belongs to the page
-        return _open_screen(args)
+        _open_screen(args)
     if args.web:
         return _serve(args)
     prompt = _joined(args.prompt, _piped_input(wait=args.prompt is None))
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if prompt is not None and not prompt.strip():
         raise UsageError("The prompt is empty", hint='phi4local chat -p "What is 2 + 2?"')
     if prompt is None and not args.plain and _has_screen():
-        return _open_screen(args)
+        _open_screen(args)
     from phi4local.cli import lines  # with all that the engine needs, which a screen is faster without
 
     if prompt is None:
@@ -59,7 +60,7 @@ def _has_screen() -> bool:
     return all(one.isatty() for one in (sys.stdin, sys.stdout, sys.stderr)) and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def _open_screen(args: argparse.Namespace) -> int:
+def _open_screen(args: argparse.Namespace) -> NoReturn:
     if args.model:
         from phi4local.actions.lookup import check_name
 
@@ -69,7 +70,11 @@ def _open_screen(args: argparse.Namespace) -> int:
 
     names = ("temperature", "seed", "max_tokens")
     sampling = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return run_app(ModelChoice(args.model, args.context, args.kv), system=args.system or "", sampling=sampling)
+    code = run_app(ModelChoice(args.model, args.context, args.kv), system=args.system or "", sampling=sampling)
+    # Not by the interpreter's end, which waits for the pools of threads of work that was left in the middle.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _serve(args: argparse.Namespace) -> int:
