@@ -1,11 +1,12 @@
-"""The chat's screen as a user meets it: the program in a real terminal (a pty), everything that it writes read and timed.
+"""The chat's screen as a user meets it: the program in a terminal (a pty), everything that it writes read and timed.
 
     python -m bench.tui [--only stream|open|start|quit] [--cells 120x40] [--rounds 5] [--no-baseline]
 
-`stream`: 3,000 tokens at 100 a second from an engine that only talks; sending to the end on the screen, CPU of the whole
-process, and a letter typed every 150 ms. `open`: a chat of 500 messages from the list of chats, then page by page to its
-beginning. `start`: `python -m phi4local` to the first box on the screen, with phi4-nano installed. `quit`: Ctrl-Q to the
-end of the process. Beside them what Textual's own Markdown widget does, and what `import textual.app` alone takes.
+`stream`: 3,000 tokens at 100 a second from an engine that only talks: sending to the end on the screen, CPU of the
+whole process, and a letter typed every 150 ms, before and meanwhile. `open`: a chat of 500 messages from the list of
+chats, two seconds of rest, then page by page to its beginning. `start`: `python -m phi4local` to the first box on the
+screen, with phi4-nano installed. `quit`: Ctrl-Q to the end of the process. Beside them what Textual's own Markdown
+widgets do in a screen of their own, and what `import textual.app` takes, in turns.
 
 A thing is on the screen when the frame that holds it has been written to the end: the terminal here says that it knows
 synchronized output (mode 2026), which marks where frames end. What a terminal then needs to paint it is not in it. Each
@@ -25,135 +26,25 @@ import sys
 import tempfile
 import threading
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import pexpect
-import psutil
-
+from bench.terminal import FRAME_END, Terminal, program
 from bench.tui_child import LAST, PACE_SECONDS, TOKENS, chat_texts
 from phi4local.history import History
 from phi4local.settings import nano_folder
 
 MESSAGES, MODEL = 500, "phi-4:Q4_K_M"
-_ASKED, _KNOWS_SYNC, _FRAME_END = b"\x1b[?2026$p", b"\x1b[?2026;2$y", b"\x1b[?2026l"
 _BOX = "╭".encode()
 _TAG = re.compile(rb"m(\d{4})\.(\d\d)")
-# one cell wide, and nothing else on these screens is written with them
-_LETTERS = [
-    chr(code) for code in (*range(0x410, 0x450), *range(0x531, 0x557), *range(0x561, 0x587), *range(0x10D0, 0x10F1))
-]
-PAGE_UP, SHIFT_TAB, CTRL_N, CTRL_O, CTRL_Q = b"\x1b[5~", b"\x1b[Z", b"\x0e", b"\x0f", b"\x11"
-
-
-class Terminal:
-    """A program on a pty; a thread keeps all it writes and when that came."""
-
-    def __init__(self, arguments: list[str], home: Path, cells: tuple[int, int]) -> None:
-        variables = {name: value for name, value in os.environ.items() if not name.startswith("PHI4LOCAL_")}
-        variables |= {"PHI4LOCAL_HOME": str(home), "TERM": "xterm-256color", "COLORTERM": "truecolor"}
-        variables.pop("NO_COLOR", None)
-        self.started = time.monotonic()
-        self.child = pexpect.spawn(
-            sys.executable,
-            arguments,
-            env=variables,
-            dimensions=(cells[1], cells[0]),
-            cwd=str(Path(__file__).parents[1]),
-        )
-        self.data = bytearray()
-        self._ends: list[int] = []  # where each piece of `data` ends, and when it came
-        self._times: list[float] = []
-        self._news = threading.Condition()
-        self.has_ended = False
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        while True:
-            try:
-                piece = os.read(self.child.child_fd, 1 << 16)
-            except OSError:
-                piece = b""
-            now = time.monotonic()
-            if not piece:
-                with self._news:
-                    self.has_ended = True
-                    self._news.notify_all()
-                return
-            if _ASKED in piece:
-                self.press(_KNOWS_SYNC)
-            with self._news:
-                self.data += piece
-                self._ends.append(len(self.data))
-                self._times.append(now)
-                self._news.notify_all()
-
-    def press(self, keys: bytes) -> float:
-        """Type; when that was."""
-        os.write(self.child.child_fd, keys)
-        return time.monotonic()
-
-    def time_of(self, position: int) -> float:
-        return self._times[bisect_right(self._ends, position)]
-
-    def find(self, what: Callable[[int], int], start: int, timeout: float) -> int | None:
-        """Where something ends that `what` finds from a position on (-1: not there yet); None: it has not come."""
-        until = time.monotonic() + timeout
-        with self._news:
-            while (found := what(start)) < 0:
-                if self.has_ended or time.monotonic() >= until:
-                    return None
-                self._news.wait(max(0.0, until - time.monotonic()))
-        return found
-
-    def shown(self, text: str | bytes, start: int = 0, timeout: float = 60) -> float:
-        """When the frame with that text was there (TimeoutError)."""
-        needle = text.encode() if isinstance(text, str) else text
-
-        def frame(start: int) -> int:
-            at = self.data.find(needle, start)
-            return self.data.find(_FRAME_END, at) if at >= 0 else -1
-
-        end = self.find(frame, start, timeout)
-        if end is None:
-            raise TimeoutError(f"{text!r} has not come in {timeout} s; the last: {bytes(self.data[-400:])!r}")
-        return self.time_of(end)
-
-    def quiet(self, seconds: float = 0.5) -> None:
-        """Wait until nothing has been written for so long."""
-        while self._times and time.monotonic() - self._times[-1] < seconds:
-            time.sleep(0.02)
-
-    def cpu_seconds(self) -> float:
-        times = psutil.Process(self.child.pid).cpu_times()
-        return times.user + times.system
-
-    def close(self, timeout: float = 10) -> float:
-        """Press Ctrl-Q; seconds until the process has ended."""
-        pressed = self.press(CTRL_Q)
-        process = psutil.Process(self.child.pid)
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            if time.monotonic() - pressed > timeout:
-                self.child.kill(9)
-                raise TimeoutError("Ctrl-Q does not leave")
-            time.sleep(0.002)
-        ended = time.monotonic()
-        self.child.close(force=True)
-        return ended - pressed
-
-
-@contextmanager
-def program(arguments: list[str], home: Path, cells: tuple[int, int]) -> Iterator[Terminal]:
-    """Run it; it is killed if something goes wrong."""
-    terminal = Terminal(arguments, home, cells)
-    try:
-        yield terminal
-    finally:
-        terminal.child.close(force=True)
+# Cyrillic, Armenian and Georgian: one cell wide, and nothing else on these screens is written with them
+_RANGES = ((0x410, 0x450), (0x531, 0x557), (0x561, 0x587), (0x10D0, 0x10F1), (0x460, 0x482), (0x48A, 0x4C0))
+_LETTERS = "".join(chr(code) for start, end in _RANGES for code in range(start, end))
+_AT_REST = 30  # letters that are typed before
+PAGE_UP, SHIFT_TAB, CTRL_N, CTRL_O = b"\x1b[5~", b"\x1b[Z", b"\x0e", b"\x0f"
 
 
 # ---- a long answer ----
@@ -165,6 +56,7 @@ class Stream:
 
     ratio: float
     cpu: float
+    rest_seconds: list[float]
     key_seconds: list[float]
     bytes_per_second: float
     lost: int
@@ -172,42 +64,49 @@ class Stream:
 
 def stream(name: str, folder: Path, cells: tuple[int, int]) -> Stream:
     """One answer, and somebody who types meanwhile."""
-    report = folder / f"{name}.json"
-    with program(["-m", "bench.tui_child", name, str(report)], folder / name, cells) as terminal:
-        terminal.shown("ready" if name == "chat" else _FRAME_END)
+    with program(["-m", "bench.tui_child", name], folder / name, cells) as terminal:
+        terminal.shown("ready" if name == "chat" else FRAME_END)
         terminal.quiet()
+        before = _type(terminal, _LETTERS[:_AT_REST], threading.Event())
+        terminal.quiet()
+        terminal.press(b"\x15")  # Ctrl-U: the line is empty again
         start, cpu = len(terminal.data), terminal.cpu_seconds()
         sent = terminal.press(b"go\r" if name == "chat" else CTRL_N)
-        keys, done = [], threading.Event()
-        typist = threading.Thread(target=_type, args=(terminal, keys, done))
-        typist.start()
-        try:
-            ended = terminal.shown(LAST, start, timeout=TOKENS * PACE_SECONDS * 3)
-            used = terminal.cpu_seconds() - cpu
-            size = len(terminal.data) - start
-        finally:
-            done.set()
-            typist.join()
+        done = threading.Event()
+        with ThreadPoolExecutor(1) as hands:
+            typing = hands.submit(_type, terminal, _LETTERS[_AT_REST:], done)
+            try:
+                ended = terminal.shown(LAST, start, timeout=TOKENS * PACE_SECONDS * 3)
+                used = terminal.cpu_seconds() - cpu
+                size = len(terminal.data) - start
+            finally:
+                done.set()
+            keys = typing.result()
         terminal.quiet()
-        seconds = [at for letter, pressed in keys if (at := _seen(terminal, letter, pressed)) is not None]
+        rest, meanwhile = (_latencies(terminal, each) for each in (before, keys))
         terminal.close()
     took = ended - sent
-    return Stream(took / (TOKENS * PACE_SECONDS), used / took, seconds, size / took, len(keys) - len(seconds))
+    lost = len(before) + len(keys) - len(rest) - len(meanwhile)
+    return Stream(took / (TOKENS * PACE_SECONDS), used / took, rest, meanwhile, size / took, lost)
 
 
-def _type(terminal: Terminal, keys: list[tuple[str, float]], done: threading.Event) -> None:
-    for letter in _LETTERS:
+def _type(terminal: Terminal, letters: Sequence[str], done: threading.Event) -> list[tuple[str, float]]:
+    """Press one after the other until told not to; when each was pressed."""
+    keys = []
+    for letter in letters:
         if done.wait(0.15):
-            return
+            break
         keys.append((letter, terminal.press(letter.encode())))
+    return keys
 
 
-def _seen(terminal: Terminal, letter: str, pressed: float) -> float | None:
-    """Seconds from a key to the end of the frame with its letter; None: it never came."""
-    try:
-        return terminal.shown(letter, timeout=0) - pressed
-    except TimeoutError:
-        return None
+def _latencies(terminal: Terminal, keys: list[tuple[str, float]]) -> list[float]:
+    """Seconds from each key to the end of the frame with its letter; without those that never came."""
+    seconds = []
+    for letter, pressed in keys:
+        with suppress(TimeoutError):
+            seconds.append(terminal.shown(letter, timeout=0) - pressed)
+    return seconds
 
 
 # ---- a long chat ----
@@ -230,8 +129,8 @@ def opening(name: str, folder: Path, cells: tuple[int, int]) -> Opening:
     if name == "chat":
         _write_chat(home)
     count = [] if name == "chat" else [str(MESSAGES)]
-    with program(["-m", "bench.tui_child", name, str(folder / "open.json"), *count], home, cells) as terminal:
-        terminal.shown("ready" if name == "chat" else _FRAME_END)
+    with program(["-m", "bench.tui_child", name, *count], home, cells) as terminal:
+        terminal.shown("ready" if name == "chat" else FRAME_END)
         terminal.quiet()
         if name == "chat":
             start = len(terminal.data)
@@ -276,7 +175,7 @@ def _page_up(terminal: Terminal, start: int) -> list[float]:
         start, before = len(terminal.data), lowest
 
         def new_page(start: int, before: bytes = before) -> int:
-            end = terminal.data.rfind(_FRAME_END, start)
+            end = terminal.data.rfind(FRAME_END, start)
             return (
                 end if any(match[0] < before for match in _TAG.finditer(terminal.data, start, max(start, end))) else -1
             )
@@ -305,12 +204,12 @@ def first_paint(home: Path, cells: tuple[int, int]) -> tuple[float, float, bool]
             is_kept = True
         except TimeoutError:
             is_kept = False
-        terminal.quiet(1)
+        terminal.quiet()
         return painted, terminal.close(), is_kept
 
 
 def leave_generating(folder: Path, cells: tuple[int, int]) -> float:
-    with program(["-m", "bench.tui_child", "chat", str(folder / "leave.json")], folder / "leave", cells) as terminal:
+    with program(["-m", "bench.tui_child", "chat"], folder / "leave", cells) as terminal:
         terminal.shown("ready")
         terminal.press(b"go\r")
         terminal.shown("bandwidth")
@@ -327,18 +226,20 @@ def seconds_of(code: str) -> float:
 # ---- the table ----
 
 
-def spread(seconds: list[float]) -> str:
+def spread(seconds: Sequence[float]) -> str:
     if not seconds:
         return "nothing came"
     ordered = sorted(seconds)
     p95 = ordered[max(0, -(-95 * len(ordered) // 100) - 1)]
-    return f"p50 {1e3 * statistics.median(ordered):6.1f} ms   p95 {1e3 * p95:6.1f} ms   max {1e3 * ordered[-1]:6.1f} ms   ({len(ordered)})"
+    times = zip(("p50", "p95", "max"), (statistics.median(ordered), p95, ordered[-1]), strict=True)
+    return "   ".join(f"{name} {1e3 * value:6.1f} ms" for name, value in times) + f"   ({len(ordered)})"
 
 
 def show_stream(name: str, one: Stream) -> None:
     print(f"stream, {name}")
     print(f"  to the end on the screen  {one.ratio:.3f} of the tokens' own {TOKENS * PACE_SECONDS:.0f} s")
     print(f"  CPU                       {one.cpu:.1%} of a core     {one.bytes_per_second / 1e3:.1f} kB/s written")
+    print(f"  key to its frame, before  {spread(one.rest_seconds)}")
     print(f"  key to its frame          {spread(one.key_seconds)}   lost {one.lost}", flush=True)
 
 
@@ -351,14 +252,14 @@ def show_opening(name: str, one: Opening) -> None:
 
 def show_start(folder: Path, cells: tuple[int, int], rounds: int, *, leaving: bool) -> None:
     home = folder / "start"
-    command = [sys.executable, "-m", "phi4local", "quantize", nano_folder(), "--to", "Q8_0"]
+    command = [sys.executable, "-m", "phi4local", "quantize", str(nano_folder()), "--to", "Q8_0"]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PHI4LOCAL_HOME": str(home)})
-    painted, left, kept, alone, bare = [], [], [], [], []
+    starts, alone, bare = [], [], []
     for _ in range(rounds):
-        for seconds, value in zip((painted, left, kept), first_paint(home, cells), strict=True):
-            seconds.append(value)
+        starts.append(first_paint(home, cells))
         alone.append(seconds_of("import textual.app"))
         bare.append(seconds_of("pass"))
+    painted, left, kept = zip(*starts, strict=True)
     if not leaving:
         print(f"start, {rounds} rounds: median and least")
         for label, values in (("first box", painted), ("import textual.app", alone), ("python -c pass", bare)):

@@ -1,23 +1,18 @@
-"""The programs that `bench.tui` runs in a terminal: the chat with an engine that only talks, and what to compare it with.
+"""What `bench.tui` runs in a terminal: the chat with an engine that only talks, and what it is compared with.
 
-    python -m bench.tui_child NAME FILE [COUNT]
+    python -m bench.tui_child NAME [COUNT]
 
-NAME is `chat` or `markdown`: the chat screen, or Textual's own Markdown widget above a TextArea. FILE gets what happened
-as JSON when the program ends. COUNT: how many Markdown widgets are made when `o` is pressed, instead of one that grows.
+NAME is `chat` or `markdown`: the chat screen, or Textual's own Markdown widget above a TextArea, which begins to grow
+at Ctrl-N; with COUNT that many of them are mounted instead. `BENCH_PROFILE`: a file for what cProfile finds.
 """
 
 from __future__ import annotations
 
 import cProfile
-import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-
-from phi4local.conversation import Message as Turn
 
 TOKENS, PACE_SECONDS = 3_000, 0.01
 LAST = "END-OF-ALL"  # the last word of what is said
@@ -25,11 +20,11 @@ LAST = "END-OF-ALL"  # the last word of what is said
 _PARTS = (
     "## {n}. Where the time goes\n\n",
     "{tag} A **transformer** spends most of its time in matrix products, so the memory that feeds them decides how many"
-    " tokens come in a second. With $n$ weights of `4.5` bits each, one token reads $\\frac{{4.5 n}}{{8}}$ bytes; the rest"
-    " is *small* beside that, as long as the context is short.\n\n",
+    " tokens come in a second. With $n$ weights of `4.5` bits each, one token reads $\\frac{{4.5 n}}{{8}}$ bytes;"
+    " the rest is *small* beside that, as long as the context is short.\n\n",
     "{tag} Three things follow from this:\n\n- fewer bits per weight make it **faster**, not only smaller;\n- a second"
-    " core helps only until the memory is busy, which `lscpu` does not tell;\n  - what counts is the bandwidth $B$,\n  -"
-    " and what is read at each step;\n- a batch reads the weights once for all its tokens.\n\n",
+    " core helps only until the memory is busy, which `lscpu` does not tell;\n  - what counts is the bandwidth $B$,\n"
+    "  - and what is read at each step;\n- a batch reads the weights once for all its tokens.\n\n",
     "{tag} The attention itself is the familiar expression\n\n$$\\operatorname{{softmax}}\\left(\\frac{{Q K^\\top}}"
     "{{\\sqrt{{d_k}}}}\\right) V = \\sum_{{i=1}}^{{n}} \\alpha_i v_i$$\n\nin which $\\alpha_i \\ge 0$ sum to one.\n\n",
     "```python\nfrom dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Model:\n    weights: int\n"
@@ -38,7 +33,8 @@ _PARTS = (
     "        return self.weights * self.bits / 8 / bandwidth\n\n\n"
     'print(f"{{Model(14_700_000_000).seconds(80e9):.3f}} s")\n```\n\n',
     "{tag} Measured on a few machines:\n\n| machine | GB/s | tokens/s | share of the limit |\n|:--|--:|--:|:-:|\n"
-    "| laptop, two channels | 76 | 8.4 | **0.91** |\n| desktop | 90 | 9.8 | 0.90 |\n| card of 24 GB | 936 | 88 | `0.78` |\n\n",
+    "| laptop, two channels | 76 | 8.4 | **0.91** |\n| desktop | 90 | 9.8 | 0.90 |\n| card of 24 GB | 936 | 88 |"
+    " `0.78` |\n\n",
     "```bash\nphi4local pull phi-4 --build Q4_K_M\nphi4local chat phi-4 --context 8192\n```\n\n",
     "{tag} 1. First measure the memory, for instance with a large copy.\n2. Divide by the size of the file.\n3. Expect"
     " nine tenths of that, and $\\approx 3/4$ on a card.\n\n> A number without its machine is an opinion.\n\n",
@@ -68,22 +64,17 @@ def answer() -> list[str]:
     return [*pieces, "\n\n", "```\n\n" if "".join(pieces).count("```") % 2 else " ", f"{LAST}", "."]
 
 
-def run_chat(report: dict[str, float]) -> None:
+def run_chat() -> None:
     from tests.fakes import FakeEngine, loads
     from ui.app import ChatApp
-    from ui.model_thread import ModelChoice
+    from ui.told import ModelChoice
 
-    def script(_: Sequence[Turn]) -> Iterator[str]:
-        report["began"] = time.monotonic()
-        yield from answer()
-        report["ended"] = time.monotonic()
-
-    engine = FakeEngine(script, seconds=PACE_SECONDS, context_tokens=16_384)
+    engine = FakeEngine(lambda _: answer(), seconds=PACE_SECONDS, context_tokens=16_384)
     app = ChatApp(ModelChoice("phi-4:Q4_K_M"), load=loads(engine))
     app.run()
 
 
-def run_markdown(report: dict[str, float], count: int) -> None:
+def run_markdown(count: int) -> None:
     import asyncio
 
     from textual.app import App, ComposeResult
@@ -117,14 +108,13 @@ def run_markdown(report: dict[str, float], count: int) -> None:
             """The pieces of each 70 ms together, as the chat's own thread tells them."""
             self.query_one(VerticalScroll).anchor()
             stream = Markdown.get_stream(self.query_one(Markdown))
-            report["began"] = start = time.monotonic()
+            start = time.monotonic()
             pieces, told = answer(), 0
             while told < len(pieces):
                 await asyncio.sleep(0.07)
                 due = min(len(pieces), int((time.monotonic() - start) / PACE_SECONDS))
                 await stream.write("".join(pieces[told:due]))
                 told = due
-            report["ended"] = time.monotonic()
             await stream.stop()
 
     Compared().run()
@@ -148,21 +138,17 @@ def question(number: int, length: int) -> str:
 
 
 def main() -> None:
-    name, path, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    report: dict[str, float] = {}
-    profiler = cProfile.Profile() if os.environ.get("BENCH_PROFILE") else None
+    name, count = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    profiler = cProfile.Profile() if "BENCH_PROFILE" in os.environ else None
     if profiler:
         profiler.enable()
-    try:
-        if name == "chat":
-            run_chat(report)
-        else:
-            run_markdown(report, count)
-    finally:
-        if profiler:
-            profiler.disable()
-            profiler.dump_stats(os.environ["BENCH_PROFILE"])
-        path.write_text(json.dumps(report))
+    if name == "chat":
+        run_chat()
+    else:
+        run_markdown(count)
+    if profiler:
+        profiler.disable()
+        profiler.dump_stats(os.environ["BENCH_PROFILE"])
 
 
 if __name__ == "__main__":

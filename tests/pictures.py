@@ -73,7 +73,7 @@ def picture(app: App[Any], title: str) -> str:
     width, height = app.size.width * _WIDTH + 2 * _MARGIN, len(lines) * _HEIGHT + 2 * _MARGIN
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">'
     looks = "".join(f".{name}{{{css}}}" for css, name in drawing.looks.items())
-    style = f'text{{font:20px {_FONTS};text-anchor:middle}}.w{{text-anchor:start}}{looks}'
+    style = f"text{{font:20px {_FONTS};text-anchor:middle}}.w{{text-anchor:start}}{looks}"
     parts = [head, f"<title>{escape(title)}</title>", f"<style>{style}</style>"]
     parts += [f'<rect width="{width}" height="{height}" rx="10" fill="{ground}"/>']
     parts += [f'<g transform="translate({_MARGIN} {_MARGIN})">']
@@ -88,7 +88,7 @@ def screen_lines(app: App[Any]) -> list[list[Segment]]:
     width, height = app.size
     console = Console(width=width, height=height, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     update = app.screen._compositor.render_update(full=True, screen_stack=app._background_screens, simplify=True)
-    segments = Segment.filter_control(console.render(update))
+    segments = Segment.filter_control(console.render(update or ""))
     return list(Segment.split_and_crop_lines(segments, width, include_new_lines=False))[:height]
 
 
@@ -111,7 +111,7 @@ def colours(style: Style) -> tuple[Rgb, Rgb]:
         colour, ground = ground, colour
     if style.dim:
         colour = blend_rgb(colour, ground, 0.4)
-    return tuple(colour), tuple(ground)
+    return (colour.red, colour.green, colour.blue), (ground.red, ground.green, ground.blue)
 
 
 def _hex(colour: Rgb) -> str:
@@ -141,22 +141,22 @@ class _Drawing:
             same = list(group)
             if same[0].text in _BLOCKS:
                 self._block(y, same, colour)
-            elif same[0].text != " " or "underline" in manner:
+            else:
                 self._text(y, same, f"fill:{colour}{';' * bool(manner)}{manner}")
 
     def _text(self, y: int, same: list[Cell], css: str) -> None:
         """Words from their left end; other signs in the middle of their cells, lines of them as long as their cells."""
-        text, look = "".join(cell.text for cell in same), self.looks.setdefault(css, f"c{len(self.looks)}")
-        at, stretch = same[0].x * _WIDTH, ""
-        if same[0].text.isascii():
-            look, at = f"{look} w", at + _WIDTH * (len(text) - len(text.lstrip(" ")))
-            text = text.strip(" ")
-            stretch = f' textLength="{len(text) * _WIDTH}"'
-        else:
-            at += _wide(same) // 2
-            stretch = f' textLength="{_wide(same)}" lengthAdjust="spacingAndGlyphs"' if len(same) > 1 else ""
-        if text:
-            self.texts.append(f'<text x="{at}" y="{y * _HEIGHT + _BASE}"{stretch} class="{look}">{escape(text)}</text>')
+        text, start = "".join(cell.text for cell in same), same[0].x * _WIDTH
+        look, base = self.looks.setdefault(css, f"c{len(self.looks)}"), y * _HEIGHT + _BASE
+        if not text.isascii():
+            wide = _wide(same)
+            stretch = f' textLength="{wide}" lengthAdjust="spacingAndGlyphs"' if len(same) > 1 else ""
+            self.texts.append(f'<text x="{start + wide // 2}" y="{base}"{stretch} class="{look}">{text}</text>')
+            return
+        for words in re.finditer(r"\S+(?: \S+)*", text):
+            at, wide = start + words.start() * _WIDTH, len(words[0]) * _WIDTH
+            said = f'textLength="{wide}" class="{look} w">{escape(words[0], quote=False)}'
+            self.texts.append(f'<text x="{at}" y="{base}" {said}</text>')
 
     def _block(self, y: int, same: list[Cell], colour: str) -> None:
         left, top, right, bottom = _BLOCKS[same[0].text]

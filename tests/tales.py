@@ -130,13 +130,14 @@ def message(number: int, parent: int | None, text: str, **facts: Any) -> Message
     """One of a chat; the odd ones are the user's."""
     role: Any = "user" if number % 2 else "assistant"
     stats = None if number % 2 else facts.pop("stats", STATS)
-    given = {"thinking": "", "thinking_seconds": 0.0, "state": "complete", "attachments": (), "created": _day(0)} | facts
-    return Message(number, 1, parent, role, text, stats=stats, **given)
+    given: dict[str, Any] = {"thinking": "", "thinking_seconds": 0.0, "state": "complete", "attachments": ()}
+    given |= {"created": _day(0), "stats": stats} | facts
+    return Message(number, 1, parent, role, text, **given)
 
 
 def keep_chat(history: History, title: str, messages: Sequence[Message], **facts: Any) -> int:
     """A chat that ends with the last of these messages."""
-    about = {"pinned": False, "folder": "", "model": LABEL, "system": "", "sampling": {}} | facts
+    about: dict[str, Any] = {"pinned": False, "folder": "", "model": LABEL, "system": "", "sampling": {}} | facts
     days = {"created": _day(0), "changed": _day(0)}
     return history.put(Chat(0, title, leaf=messages[-1].id, **days | about), messages).id
 

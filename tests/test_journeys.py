@@ -54,6 +54,14 @@ def browse(terminal: Terminal) -> None:
     terminal.wait_for("e Edit")
 
 
+def find(terminal: Terminal, text: str, count: str) -> None:
+    """Type into the search box, and go on with what is found first."""
+    terminal.type(text)
+    terminal.wait_for(count)
+    terminal.press("Enter")
+    terminal.wait_for("Ask something")
+
+
 def write_name(terminal: Terminal, name: str) -> None:
     """Put a name in the place of what a dialog proposes."""
     terminal.press("C-u")
@@ -120,21 +128,16 @@ def test_an_old_chat_is_found_and_goes_on(nano: Path) -> None:
         terminal.wait_for(READY)
         terminal.press("C-g")
         terminal.wait_for("3 chats")
-        terminal.type("40 + 4")
-        terminal.wait_for("messages in 1 chat")
-        terminal.press("Enter")
-        terminal.wait_for("Ask something")
+        find(terminal, "40 + 4", "messages in 1 chat")
         screen = settled(terminal)
         assert "40 + 4 = 44." in screen
         assert "4 + 1 = 5." in screen
         ask(terminal, "What is 2 + 2?", "2 + 2 = 4.")
         terminal.press("F3")
-        terminal.wait_for("3 chats")
+        terminal.wait_for("/ Search")
         terminal.press("/")
         terminal.wait_without("/ Search")
-        terminal.type("22 + 1 = 23")
-        terminal.wait_for("1 message in 1 chat")
-        terminal.press("Enter")
+        find(terminal, "22 + 1 = 23", "1 message in 1 chat")
         assert "What is 11 + 22?" in terminal.wait_for("22 + 1 = 23.")
         leave(terminal)
     messages = kept(nano)
@@ -153,7 +156,7 @@ def test_a_chat_is_exported_twice(nano: Path, tmp_path: Path) -> None:
         terminal.press("C-s")
         terminal.wait_for("Export the chat")
         write_name(terminal, "chat.json")
-        terminal.wait_for("chat.json")
+        terminal.wait_for("Written: chat.json")
         terminal.press("C-s")
         terminal.wait_for("Export the chat")
         write_name(terminal, "chat.json")
@@ -188,10 +191,8 @@ def test_a_terminal_that_changes_its_size_while_an_answer_comes(home: Path, tmp_
     with program("chat", tmp_path / "words.gguf") as terminal:  # the same as if nothing had happened
         terminal.wait_for(READY)
         terminal.press("C-g")
-        terminal.type("w0000")
-        terminal.wait_for("1 message in 1 chat")
-        terminal.press("Enter")
-        terminal.wait_for("Ask something")
+        terminal.wait_for("1 chat")
+        find(terminal, "w0000", "1 message in 1 chat")
         assert merged(pages(terminal)) == merged(read)
         leave(terminal)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ from textual.widgets import Input, Tabs, TextArea
 
 from phi4local.actions.longer import Longer
 from phi4local.actions.talk import prompt_of
-from phi4local.conversation import Message as Turn
 from phi4local.engine import EngineInfo, Load
 from phi4local.fit import Use
 from phi4local.store import Manifest, build_path, write_manifest
@@ -41,6 +38,7 @@ from ui.app import ChatApp
 from ui.chat import ChatScreen
 from ui.chats import ChatsScreen
 from ui.context import ContextScreen, Drop
+from ui.keys import bindings_of, keys_of, sections
 from ui.models import ModelsScreen
 from ui.status import Gauge
 from ui.told import ModelChoice
@@ -68,7 +66,7 @@ class Today(datetime):
     """A day that does not end."""
 
     @classmethod
-    def now(cls, tz: tzinfo | None = None) -> Today:
+    def now(cls, tz: tzinfo | None = None) -> Today:  # noqa: ARG003  as the base class has it
         return cls(2026, 3, 14, 15, 9, tzinfo=UTC)
 
     def astimezone(self, tz: tzinfo | None = None) -> Today:
@@ -81,20 +79,27 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def look(gauge: Gauge) -> None:
         gauge.total_bytes, gauge.used_bytes = 32 * GIB, 19 * GIB
-        gauge._past = deque((11 + (second > 25) * min(8, second - 25)) / 32 for second in range(60))
+        gauge._past = deque(min(19, max(7, second - 30)) / 32 for second in range(60))
         gauge.refresh()
 
     monkeypatch.setattr(Gauge, "_look", look)
     monkeypatch.setattr("ui.finder.datetime", Today)
     monkeypatch.setattr("ui.status.file_text", lambda _: "9.05 GB")
-    answers = {name: recommended(read_machine("desktop-12gb-card-busy"), name) for name in ("phi-4", "phi-4-reasoning")}
+    answers = {name: recommended(read_machine("desktop-24gb-card"), name) for name in ("phi-4", "phi-4-reasoning")}
     monkeypatch.setattr(acquiring, "ask", lambda name, _: answers[name])
 
 
 def shoot(
-    name: str, title: str, scene: Scene, *, size: tuple[int, int] = (100, 30), theme: str = DARK, context: int = 16_384
+    name: str,
+    title: str,
+    scene: Scene,
+    *,
+    size: tuple[int, int] = (100, 30),
+    theme: str = DARK,
+    context: int = 16_384,
+    readable: bool = True,
 ) -> None:
-    """Play a scene, and compare what is seen at its end with a picture; everything in it can be read."""
+    """Play a scene, compare what is seen at its end with a picture, and see whether it can be read in both themes."""
     engine = Storyteller(context)
 
     async def run() -> None:
@@ -104,9 +109,11 @@ def shoot(
                 app.theme = theme
                 await until(pilot, lambda: app.chat.model.opened and app.chat.status.budget.used_tokens is not None)
                 await scene(pilot, app.chat)
-                seen = await settled(pilot, app, title)
-                keep(name, seen)
-                weak = weak_texts(app); print("WEAK", name, weak)
+                keep(name, await settled(pilot, app, title))
+                for one in (DARK, LIGHT) if readable else ():
+                    app.theme = one
+                    await settled(pilot, app, title)
+                    assert weak_texts(app) == [], one
         finally:
             if app.history:
                 app.history.close()
@@ -159,7 +166,7 @@ def test_formulas() -> None:
         await open_chat(pilot, chat, keep_chat(chat.talk.history, "Formulas", said))
         assert chat.transcript.max_scroll_y == 0
 
-    shoot("formulas.svg", "Thirty formulas", scene, size=(100, 76))
+    shoot("formulas.svg", "Thirty formulas", scene, size=(100, 60))
 
 
 def test_branches() -> None:
@@ -187,12 +194,17 @@ def test_context() -> None:
 
 def test_models() -> None:
     async def scene(pilot: Stage, chat: ChatScreen) -> None:
-        for name, build, size, bits in (("phi-4-reasoning", "Q4_K_M", 9_053_116_224, 4.94),):
-            path = build_path(name, build)
-            path.parent.mkdir(parents=True)
-            path.write_bytes(b"GGUF")
-            source = {"repo": "microsoft/Phi-4-reasoning", "revision": None, "files": [], "from": "official"}
-            write_manifest(path, Manifest(name, build, "gguf", size, "", bits, {}, [], source, "", {}, ""))
+        name, build = LABEL.split(":")
+        path = build_path(name, build)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"GGUF")
+        source: dict[str, Any] = {
+            "repo": "microsoft/Phi-4-reasoning",
+            "revision": None,
+            "files": [],
+            "from": "official",
+        }
+        write_manifest(path, Manifest(name, build, "gguf", 9_053_116_224, "", 4.94, {}, [], source, "", {}, ""))
         screen = ModelsScreen(LABEL)
         pilot.app.push_screen(screen)
         await until(pilot, lambda: screen._models and screen.query_one(Tabs).active)
@@ -200,7 +212,7 @@ def test_models() -> None:
         screen.query_one(Tabs).active = f"tab-{names.index('phi-4-reasoning')}"
         await until(pilot, lambda: "phi-4-reasoning" in screen._answers and not screen._asking)
 
-    shoot("models.svg", "The builds of a model on a machine with a card of 12 GB", scene)
+    shoot("models.svg", "The builds of a model on a machine with a card of 24 GB", scene, readable=False)
 
 
 def test_chats() -> None:
@@ -215,7 +227,7 @@ def test_chats() -> None:
         await pilot.press(*"matrix")
         await until(pilot, lambda: screen._finder._found.text == "matrix")
 
-    shoot("chats.svg", "Searching all chats", scene)
+    shoot("chats.svg", "Searching all chats", scene, readable=False)
 
 
 def test_status() -> None:
@@ -232,3 +244,28 @@ def test_status() -> None:
         await until(pilot, lambda: chat.query_one(Gauge).used_bytes)
 
     shoot("status.svg", "The panel beside the chat", scene, size=(120, 40))
+
+
+def test_the_table_of_keys() -> None:
+    parts = ["# Keys\n", _KEYS]
+    for title, place in sections().items():
+        parts += [f"## {title}\n", "| key | does | in `keys.toml` |\n|---|---|---|"]
+        for key in keys_of(place, {}):
+            names = next(one.key for one in bindings_of(place) if one.id == key.id)
+            parts += [f"| {names.replace(',', ', ')} | {key.tooltip} | `{key.id}` |"]
+        parts += [""]
+    keep("keys.md", "\n".join(parts))
+
+
+_KEYS = """\
+Made from the program's own bindings; F1 shows the same on the screen.
+
+`keys.toml` in the folder of the program's data (`PHI4LOCAL_HOME`, where that is set) gives other keys to what is named
+there: a line for each, keys by the names in these tables, several with commas between them. All the rest stays as it
+is. A file that is no TOML, or that names what does not exist, changes nothing, and the chat says so when it opens.
+
+```toml
+"prompt.newline" = "ctrl+j"
+"prompt.send" = "f12"
+```
+"""

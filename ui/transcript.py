@@ -114,11 +114,19 @@ class Transcript(TurnView):
         if hidden > 0:
             self.scroll_relative(y=step * min(hidden, max(1, height // 2)), animate=False)
             return
-        self._go_to(max(0, min(self.current + step, len(self.turns) - 1)))
+        if not 0 <= self.current + step < len(self.turns):
+            return
+        self._go_to(self.current + step)
         start, end = (line - self.scroll_offset.y for line in column.starts[self.current : self.current + 2])
         if start < 0 or end > height:
             at_top = end - start <= height if step < 0 else end - start > height
             self.scroll_relative(y=start if at_top else end - height, animate=False)
+
+    def action_scroll_home(self) -> None:
+        self.scroll_home(animate=False)
+
+    def action_scroll_end(self) -> None:
+        self.scroll_to(y=self.max_scroll_y, animate=False)
 
     def action_page_up(self) -> None:
         self.scroll_page_up(animate=False)

@@ -284,7 +284,8 @@ class TurnView(ScrollView, can_focus=True):
             return strip
         style = self.screen.get_component_rich_style("screen--selection")
         before, inside, after = (strip.crop(*cut) for cut in ((0, start), (start, end), (end, strip.cell_length)))
-        return Strip.join([before, inside.apply_style(Style(bgcolor=style.bgcolor)), after])
+        ground = Segment.apply_style(inside, post_style=Style(bgcolor=style.bgcolor))
+        return Strip.join([before, Strip(ground, inside.cell_length), after])
 
     def _span(self, name: int, text: str, selection: Selection | None = None) -> tuple[int, int] | None:
         """From which character of a line to which one it is selected."""
