@@ -65,6 +65,7 @@ def find(terminal: Terminal, text: str, count: str) -> None:
 def write_name(terminal: Terminal, name: str) -> None:
     """Put a name in the place of what a dialog proposes."""
     terminal.press("C-u")
+    terminal.wait_without(".md")
     terminal.type(name)
     terminal.wait_for(re.compile(rf"^ *│ *{re.escape(name)} *│", re.MULTILINE))
     terminal.press("Enter")

@@ -212,7 +212,7 @@ def test_models() -> None:
         screen.query_one(Tabs).active = f"tab-{names.index('phi-4-reasoning')}"
         await until(pilot, lambda: "phi-4-reasoning" in screen._answers and not screen._asking)
 
-    shoot("models.svg", "The builds of a model on a machine with a card of 24 GB", scene, readable=False)
+    shoot("models.svg", "The builds of a model on a machine with a card of 24 GB", scene)
 
 
 def test_chats() -> None:
@@ -227,7 +227,7 @@ def test_chats() -> None:
         await pilot.press(*"matrix")
         await until(pilot, lambda: screen._finder._found.text == "matrix")
 
-    shoot("chats.svg", "Searching all chats", scene, readable=False)
+    shoot("chats.svg", "Searching all chats", scene)
 
 
 def test_status() -> None:

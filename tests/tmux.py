@@ -83,6 +83,10 @@ class Terminal:
         """Press keys, one after the other."""
         self._tmux("send-keys", "--", *keys)
 
+    def paste(self, text: str) -> None:
+        """Paste a text: in brackets where the program has asked for them."""
+        self._tmux("set-buffer", "--", text, ";", "paste-buffer", "-p")
+
     def screen(self) -> str:
         """The lines as they are seen, without spaces at their ends."""
         return self._tmux("capture-pane", "-p")

@@ -100,7 +100,7 @@ class ChatsScreen(Screen[Chosen | None]):
     def on_mount(self) -> None:
         self._errands.start()
         if self._searching:
-            self._finder.box.focus()
+            self.call_after_refresh(self.action_search)
         self._finder.load(self._current)
 
     def on_unmount(self) -> None:

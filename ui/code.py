@@ -109,11 +109,12 @@ def _settled(count: int) -> tuple[int, int]:
 def header(language: str, number: int, width: int, look: Look) -> Line:
     """The line above a listing: its language, and where a click copies it."""
     title = safe(language)[: max(0, width - 8)]
-    ground = look.text + look.code_block
-    button = Segment("copy", ground + look.button + Style(meta={"@click": f"copy_code({number})"}))
+    ground, behind = look.text + look.code_block, Style(bgcolor=look.code_block.bgcolor)
+    click = Style(meta={"@click": f"copy_code({number})"})
+    button = Segment("copy", ground + look.button + behind + click)
     line = [Segment(" "), *(chopped([(title, Style.null())], max(1, width - 7)) or [[]])[0]]
     space = " " * (width - measured(line) - 5)
-    return [Segment(text, ground + look.dim) for text, _, _ in [*line, Segment(space)]] + [button, Segment(" ", ground)]
+    return [Segment(text, ground + look.dim + behind) for text, _, _ in [*line, Segment(space)]] + [button, Segment(" ", ground)]
 
 
 def _lexed(lexer: Lexer, lines: list[str], until: float) -> list[Tokens]:

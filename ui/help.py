@@ -33,7 +33,7 @@ class HelpScreen(ModalScreen[None]):
             for title, place in sections().items():
                 yield Static(Text(title), classes="title")
                 table = Table.grid(padding=(0, 2))
-                table.add_column(style="bold", min_width=18, max_width=26)
+                table.add_column(style="bold", width=24)
                 table.add_column(ratio=1)
                 for key in keys_of(place, self._changed):
                     table.add_row(Text(key.keys), Text(key.tooltip))

@@ -136,7 +136,7 @@ class TurnView(ScrollView, can_focus=True):
             before = self._column.height_of(spot.index) if spot else 0
             if self.turns:
                 end = Spot(len(self.turns) - 1, len(self.turns[-1].lines(*manner)))
-                self._column.make_around(spot or end, 3 * self.size.height, 2 * self.size.height, manner)
+                self._column.make_around(spot or end, 2 * self.size.height, 2 * self.size.height, manner)
             self._column.measure(manner[0])
             if spot and before and width != manner[0] and spot.within > 0:
                 # about the same words of a message that has more or fewer lines now
