@@ -38,6 +38,7 @@ from phi4local.history import History
 from phi4local.settings import nano_folder
 
 MESSAGES, MODEL = 500, "phi-4:Q4_K_M"
+_FRAME_BEGIN = b"\x1b[?2026h"
 _BOX = "╭".encode()
 _TAG = re.compile(rb"m(\d{4})\.(\d\d)")
 # Cyrillic, Armenian and Georgian: one cell wide, and nothing else on these screens is written with them
@@ -148,7 +149,6 @@ def opening(name: str, folder: Path, cells: tuple[int, int]) -> Opening:
             terminal.quiet()
         pages = _page_up(terminal, start)
         tags = {match[0] for match in _TAG.finditer(terminal.data, start)}
-        terminal.close()
     wanted = {match[0] for text in chat_texts(MESSAGES) for match in _TAG.finditer(text.encode())}
     return Opening(first, pages, len(wanted - tags), *idle)
 
@@ -170,7 +170,8 @@ def _write_chat(home: Path) -> None:
 def _page_up(terminal: Terminal, start: int) -> list[float]:
     """Seconds from each key to the end of the frame that shows text from further up."""
     seconds = []
-    lowest = min(match[0] for match in _TAG.finditer(terminal.data, start))
+    shown = terminal.data.rfind(_FRAME_BEGIN, 0, terminal.data.find(LAST.encode(), start))  # not the list of chats
+    lowest = min(match[0] for match in _TAG.finditer(terminal.data, shown))
     while lowest > b"m0000.00":
         start, before = len(terminal.data), lowest
 

@@ -31,6 +31,7 @@ class FakeEngine:
         self.alive = True
         self.closed = False
         self.asked: list[list[Message]] = []
+        self.options: list[GenerationOptions] = []
         use = Use(weights_bytes=50 << 20, kv_bytes=3 << 20, compute_bytes=1 << 20)
         load = Load("cpu", 0, 4, "f16", context_tokens, {"Host": use}, {"Host": use})
         self.info = EngineInfo("llama.cpp", "a fake of 1 B", context_tokens, False, load)
@@ -66,6 +67,7 @@ class FakeSession:
         engine = self._engine
         engine.alive = True
         engine.asked.append(messages)
+        engine.options.append(options)
         splitter, start, count = ThinkSplitter(), time.perf_counter(), 0
         for piece in engine.script(messages):
             due = start + count * engine.seconds

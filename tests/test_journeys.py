@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from phi4local.exchange import from_json
 from phi4local.settings import nano_folder
 from tests.gguf_models import smollm2
 from tests.running import json_of, phi4local
@@ -42,7 +41,7 @@ def settled(terminal: Terminal, seconds: float = 10) -> str:
     while time.monotonic() < end:
         if (now := terminal.screen()) != last:
             last, since = now, time.monotonic()
-        elif time.monotonic() - since > 0.3:
+        elif time.monotonic() - since > 0.2:
             return last
         time.sleep(0.03)
     raise AssertionError(f"the screen keeps changing:\n{last}")
@@ -170,6 +169,19 @@ def test_a_chat_is_exported_twice(nano: Path, tmp_path: Path) -> None:
     assert ANSWER in markdown.read_text()
     value = json.loads((tmp_path / "chat.json").read_text())
     assert [one["text"] for one in value["messages"]] == [SUM, ANSWER]
+
+
+def test_a_file_of_another_architecture(home: Path) -> None:
+    model = smollm2()
+    with program("chat", model, "--temperature", "0") as terminal:
+        terminal.wait_for(READY, 60)
+        assert model.name[:20] in terminal.screen()
+        send(terminal, "Say hello in one word.")
+        terminal.wait_for("▸ answering", 60)
+        terminal.press("Escape")
+        terminal.wait_for(READY)
+        leave(terminal)
+    assert re.search("[a-z]{3}", kept(home)[-1].text)
 
 
 def test_a_terminal_that_changes_its_size_while_an_answer_comes(home: Path, tmp_path: Path) -> None:

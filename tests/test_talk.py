@@ -321,7 +321,7 @@ def test_where_a_chat_was_shortened_goes_along_when_it_is_copied(chat: OpenChat)
 
 
 def test_settings_before_the_first_message_are_kept(chat: OpenChat) -> None:
-    chat.set(system="Be brief", sampling={"temperature": 0.3})
+    chat.begin_with("Be brief", {"temperature": 0.3})
     chat.rename("Mine")
     ask(chat, "first")
     kept = chat.history.chat(chat.chat.id)

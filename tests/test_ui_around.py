@@ -32,7 +32,7 @@ def test_a_full_disk_keeps_the_question_in_its_place(home: Path, monkeypatch: py
         def refuse(*_: Any, **__: Any) -> None:
             raise InsufficientResources("The disk is full", hint="Make room")
 
-        monkeypatch.setattr(chat.talk.history, "add", refuse)
+        monkeypatch.setattr(chat.talk.history, "put", refuse)
         chat.prompt.insert("important")
         await pilot.press("enter")
         await until(pilot, lambda: any("disk is full" in one for one in notices(pilot)))
@@ -54,12 +54,12 @@ def test_files_cost_what_is_shown(home: Path, tmp_path: Path) -> None:
         await until(pilot, lambda: isinstance(pilot.app.screen, Ask))
         await pilot.press(*str(tmp_path / "missing.txt"), "enter")
         await until(pilot, lambda: any("missing.txt" in one for one in notices(pilot)))
-        chat.attached.read(tmp_path / "notes.txt")
-        await until(pilot, lambda: chat.attached.files and chat.attached.files[0].tokens)
+        chat.composer.attach_path(tmp_path / "notes.txt")
+        await until(pilot, lambda: chat.composer.files and chat.composer.files[0].tokens)
         await ask(pilot, chat, "what?")
         assert "one two three four" in engine.asked[-1][-1].content
         assert "+ notes.txt, 19 B" in drawn(chat)
-        assert chat.attached.files == []
+        assert chat.composer.files == []
 
     play(scene, engine)
 
@@ -88,9 +88,60 @@ def test_a_long_paste_becomes_a_file(home: Path) -> None:
         pilot.app.post_message(Paste("line\n" * 10))
         await until(pilot, lambda: chat.prompt.text == "line\n" * 10)
         pilot.app.post_message(Paste("line\n" * 10_000))
-        await until(pilot, lambda: chat.attached.files)
-        assert chat.attached.files[0].bytes == 50_000
+        await until(pilot, lambda: chat.composer.files)
+        assert chat.composer.files[0].bytes == 50_000
         assert chat.prompt.text == "line\n" * 10
+
+    play(scene)
+
+
+def test_files_follow_the_text_that_names_them(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("two")
+
+    async def scene(pilot: Stage, chat: ChatScreen) -> None:
+        def names() -> list[str]:
+            return [file.name for file in chat.composer.files]
+
+        chat.prompt.insert("see @a.txt and @b.txt here")
+        await until(pilot, lambda: names() == ["a.txt", "b.txt"])
+        chat.prompt.take("see @b.txt here")
+        await until(pilot, lambda: names() == ["b.txt"])
+        await pilot.press("enter")
+        await until(pilot, lambda: chat.waiting is None and len(texts(chat)) == 2)
+        assert names() == []
+        await pilot.press("ctrl+up", "up", "e")
+        await until(pilot, lambda: chat.prompt.text == "see @b.txt here")
+        await pilot.pause(0.1)
+        assert names() == ["b.txt"]
+        await pilot.press("escape")
+        await until(pilot, lambda: names() == [])
+        await pilot.press("up")
+        await until(pilot, lambda: names() == ["b.txt"])
+        await pilot.press("down")
+        await until(pilot, lambda: names() == [])
+
+    play(scene)
+
+
+@pytest.mark.parametrize("name", ["a[", "[slug]", "[@click=app.quit]x[", "[bold]"])
+def test_folders_may_be_called_anything(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder = tmp_path / f"{name}here"
+    (folder / name).mkdir(parents=True)
+    monkeypatch.chdir(folder)
+
+    async def scene(pilot: Stage, chat: ChatScreen) -> None:
+        await pilot.press(*"see", "space", "@")
+        assert chat.prompt.choices
+        await until(pilot, lambda: chat.prompt.choices and chat.prompt.choices.display)
+        assert str(chat.prompt.choices.get_option_at_index(0).prompt).lstrip(chr(34)) == f"{name}/"
+        await pilot.press("escape")
+        assert not chat.prompt.choices.display
+        folder.joinpath(name).rmdir()
+        folder.rmdir()
+        await pilot.press(*"gone")
+        assert chat.prompt.text == "see @gone"
 
     play(scene)
 
@@ -182,7 +233,7 @@ def test_help_and_palette_come_from_the_bindings(home: Path) -> None:
         await until(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
         await pilot.press("escape")
         offered = {command.title for command in pilot.app.get_system_commands(chat)}
-        assert {"All chats, and searching them", "Leave; everything is kept"} <= offered
+        assert {"Chats", "Export", "Quit", "Send"} <= offered
 
     play(scene)
 

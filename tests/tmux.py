@@ -91,6 +91,12 @@ class Terminal:
         """The lines as they are seen, without spaces at their ends."""
         return self._tmux("capture-pane", "-p")
 
+    def colours(self) -> set[tuple[int, int, int]]:
+        """All colours that are seen, as red, green and blue, of a program that has found COLORTERM=truecolor."""
+        drawn = self._tmux("capture-pane", "-p", "-e")
+        found = re.findall(r"[34]8[;:]2[;:](\d+)[;:](\d+)[;:](\d+)", drawn)
+        return {(int(red), int(green), int(blue)) for red, green, blue in found}
+
     def resize(self, width: int, height: int) -> None:
         """Give the window another size; the program is told by SIGWINCH."""
         self._tmux("resize-window", "-x", str(width), "-y", str(height))
@@ -121,6 +127,8 @@ class Terminal:
         end = time.monotonic() + seconds
         while not condition(screen := self.screen()):
             assert time.monotonic() < end, f"waited {seconds} s for {what}:\n{screen}"
+            if self.fact("pane_dead") == "1" and not condition(screen := self.screen()):
+                raise AssertionError(f"the program has ended; waited for {what}:\n{screen}")
             time.sleep(_GLANCE_SECONDS)
         return screen
 

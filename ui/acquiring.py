@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +10,16 @@ from pathlib import Path
 
 from phi4local.actions.choice import OFFICIAL, READY, Choice, choose
 from phi4local.actions.fit import DEFAULT_MODEL, SMALLEST, Fit, fit
+from phi4local.actions.lookup import file_at
 from phi4local.actions.pull import Preview, preview
 from phi4local.actions.quantize import name_of, plan_build, quantize, target_of
-from phi4local.errors import Phi4LocalError
+from phi4local.errors import NotFound, Phi4LocalError, UsageError
 from phi4local.settings import models_folder
 from phi4local.store import Build, find, is_own, remove
 from phi4local.units import file_size
 from quant.plan import Plan
 from quant.progress import Progress
+from quant.sound import read_model_header
 from ui.builds import Answers, fetched_bytes, machine_line, rate
 from ui.jobs import Tell, follow
 
@@ -85,6 +88,28 @@ def plan(folder: Path, build: str, tell: Tell) -> Plan:
     found = plan_build(folder, build)
     tell(Progress("headers", 0, 0))
     return found
+
+
+def _whole_path(text: str) -> Path:
+    path = Path(os.path.expanduser(text.strip()))  # noqa: PTH111  Path.expanduser raises for an unknown user
+    try:
+        return path.absolute()
+    except OSError:
+        raise NotFound("The folder that this program was started in is gone", hint="Type a path from / on") from None
+
+
+def model_file(text: str, tell: Tell) -> Path:
+    """The GGUF at a typed path, which can be loaded as far as its header says (NotFound, UsageError, FormatError)."""
+    path = _whole_path(text)
+    try:
+        read_model_header(file_at(path))
+    except NotFound as error:
+        raise NotFound(error.message, hint="Type the path of a .gguf file; ~ is your own folder") from None
+    except UsageError as error:
+        hint = "Type the path of a .gguf file; official weights in a folder are made into a build first"
+        raise UsageError(error.message, hint=hint) from None
+    tell(Progress("headers", 0, 0))
+    return path
 
 
 def delete(label: str) -> str:

@@ -23,9 +23,9 @@ from ui.turn import Place, Turn
 if TYPE_CHECKING:
     from textual.message import Message as Fact
 
-    from phi4local.actions.talk import Answered
-
 _WATCH_SECONDS = 0.5
+_SAVE_SECONDS = 5.0  # between tries to put on disk what was kept from it
+_SAVES_AGAIN = "Make room: it is tried again by itself as long as this program runs"
 
 
 class AnsweringScreen(Screen[None]):
@@ -41,6 +41,7 @@ class AnsweringScreen(Screen[None]):
         self._thinking_since = self._answering_since = 0.0
         self._prompt_tokens = 0
         self._was_dead = False
+        self._saves_at = 0.0
         self._state: State = "none"
 
     def _tell(self, fact: Fact) -> None:
@@ -68,20 +69,26 @@ class AnsweringScreen(Screen[None]):
         self.model.open(self.choice)
         self.set_interval(_WATCH_SECONDS, self._watch_engine)
 
-    def complain(self, error: Phi4LocalError, *, title: str = "") -> None:
+    def complain(self, error: Phi4LocalError, *, title: str = "", hint: str = "") -> None:
         """Say what went wrong and what to do about it."""
-        hint = f"\n{error.hint}" if error.hint else ""
-        self.notify(f"{error.message}{hint}", title=title, severity="error", timeout=10, markup=False)
+        todo = f"\n{hint or error.hint}" if hint or error.hint else ""
+        self.notify(f"{error.message}{todo}", title=title, severity="error", timeout=10, markup=False)
 
     def show_chat(self, at: int | None = None) -> None:
         """The open branch as it is on disk."""
+        unsaved = {one.id: one for one in self._unsaved}
+        self.talk.branch = [unsaved.get(one.id, one) for one in self.talk.branch]
         start, places = self.talk.start, self._places()
         turns = [
             Turn(message, place, self._speaker(message))
             for message, place in zip(self.talk.branch, places, strict=True)
         ]
+        for turn in turns:
+            turn.note = _note(turn.message)
         if start:
             turns[start].rule = self._rule(start)
+            summary = self.talk.chat.sampling.get("summary")
+            turns[start].summary = summary if isinstance(summary, str) else ""
         self.transcript.show(turns, at)
         self.show_title()
         self.show_latency()
@@ -98,6 +105,8 @@ class AnsweringScreen(Screen[None]):
         return f"the model {told} the {start} messages above"
 
     def _speaker(self, message: Message) -> str:
+        if message.stats is None and message.state == "complete":
+            return "Answer, written by you"
         model = (message.stats or {}).get("model")
         return model if isinstance(model, str) and model else self.label or "Answer"
 
@@ -109,14 +118,26 @@ class AnsweringScreen(Screen[None]):
 
     # ---- asking ----
 
-    def ask_model(self) -> None:
-        """Let the model answer the question at the end of the branch."""
+    def ask_model(self, *, again: bool = False) -> None:
+        """Let the model answer the question at the end of the branch; `again`: otherwise than before."""
         self.waiting = self.talk.branch[-1].id
-        self._try_to_save()
+        self.try_to_save()
         if self.model.opened is None and self._state != "loading":
             self.model.open(self.choice)
         self._set_state("reading" if self.model.opened else "loading")
-        self.model.ask(self.talk.history, self.talk.chat, self.talk.branch)
+        self.model.ask(self.talk.history, self.talk.chat, self.talk.branch, again=again)
+
+    def stop_answer(self) -> None:
+        """End the answer; a question that waits for its model is not asked at all."""
+        if self._state != "loading" or self.waiting is None:
+            self.model.stop()
+            return
+        self.model.forget()
+        if turn := self.transcript.turn_of(self.waiting):
+            turn.end(turn.message, "not asked; r on it asks")
+            self.transcript.changed(turn)
+        self.waiting = None
+        self._set_state("loading")
 
     def _set_state(self, state: State, tokens: int = 0) -> None:
         self._state = state
@@ -124,8 +145,8 @@ class AnsweringScreen(Screen[None]):
         self.set_class(self.waiting is not None, "-answering")
         self.refresh_bindings()
 
-    def _try_to_save(self) -> None:
-        """Answers that a full disk kept from it."""
+    def try_to_save(self) -> None:
+        """Put on disk the answers that a full one has kept from it."""
         self._unsaved = [one for one in self._unsaved if save(self.talk.history, one) is not None]
 
     # ---- what the thread tells ----
@@ -138,8 +159,6 @@ class AnsweringScreen(Screen[None]):
     def _loaded(self, fact: told.Loaded) -> None:
         self.choice = fact.choice
         self._show_model()
-        with contextlib.suppress(Phi4LocalError):  # it is only a note for the next time
-            self.talk.set(model=fact.opened.label)
         for note in fact.opened.engine.info.notes:
             self.notify(note, timeout=8, markup=False)
         self._set_state("reading" if self.waiting is not None else "ready")
@@ -149,6 +168,7 @@ class AnsweringScreen(Screen[None]):
     def _load_failed(self, fact: told.LoadFailed) -> None:
         self._show_model()
         self._set_state("ready" if fact.kept else "none")
+        self.recount()
         if fact.kept is None and isinstance(fact.error, NotFound) and fact.choice.name is None:
             self.first_run()
             return
@@ -187,6 +207,7 @@ class AnsweringScreen(Screen[None]):
             turn.end(turn.message, _told(fact.error, "press r on it to ask again"))
             self.transcript.changed(turn)
         if isinstance(fact.error, TooLong):
+            self._show_use(fact.error.used_tokens)
             self.too_long(fact.error)
 
     def too_long(self, error: TooLong) -> None:
@@ -196,7 +217,11 @@ class AnsweringScreen(Screen[None]):
     def _begun(self, fact: told.Begun) -> None:
         if not self._is_here(fact.message):
             return
+        if self.waiting is None:  # it was given up in the moment in which it was asked
+            self.model.stop()
         self.talk.answered(fact.message)
+        with contextlib.suppress(Phi4LocalError):  # it is only a note for the next time
+            self.talk.set(model=self.label)
         turn = Turn(fact.message, self._places()[-1], self.label)
         turn.begin("…")
         self.transcript.add(turn)
@@ -232,20 +257,20 @@ class AnsweringScreen(Screen[None]):
 
     @on(told.Unsaved)
     def _not_saved(self, fact: told.Unsaved) -> None:
-        self.complain(fact.error, title="The answer is not on disk")
+        self.complain(fact.error, title="The answer is not on disk", hint=_SAVES_AGAIN)
 
     @on(told.Ended)
     def _ended(self, fact: told.Ended) -> None:
         answered = fact.answered
-        message, error = answered.message, answered.error
+        message = answered.message
         self.waiting = None
         if answered.unsaved:
             self._unsaved.append(message)
-            self.complain(answered.unsaved, title="The answer is not on disk; it is tried again with the next question")
+            self.complain(answered.unsaved, title="The answer is not on disk", hint=_SAVES_AGAIN)
         if self._is_here(message):
             self.talk.answered(message)
         if turn := self.transcript.turn_of(message.id):
-            turn.end(message, _told(error, "r asks again") if error else _cut(answered))
+            turn.end(message, _note(message))
             self.transcript.changed(turn)
         if answered.finish:
             stats = answered.finish.stats
@@ -258,10 +283,8 @@ class AnsweringScreen(Screen[None]):
     def _summarised(self, fact: told.Summarised) -> None:
         self.waiting = None
         self._set_state("ready")
-        if fact.error or not fact.text:
-            self.complain(
-                fact.error or Phi4LocalError("The model wrote no summary", hint="Drop the oldest turns instead")
-            )
+        if fact.error:
+            self.complain(fact.error)
         elif fact.chat == self.talk.chat.id:
             self.shorten(fact.start, fact.text)
 
@@ -289,12 +312,19 @@ class AnsweringScreen(Screen[None]):
             self._set_state("stopped")
             self.notify("The engine's process has ended. It starts again with the next question", severity="warning")
         self._was_dead = dead
+        if self._unsaved and time.monotonic() > self._saves_at:
+            self._saves_at = time.monotonic() + _SAVE_SECONDS
+            self.try_to_save()
 
 
 def _told(error: Phi4LocalError, instead: str) -> str:
     return f"{error.message}\n{error.hint or instead}"
 
 
-def _cut(answered: Answered) -> str:
-    reason = answered.finish.reason if answered.finish else ""
-    return "cut off: the longest answer or the end of the context is reached" if reason == "length" else ""
+def _note(message: Message) -> str:
+    """How an answer ended, where that is not as it should be."""
+    stats = message.stats or {}
+    if message.state == "failed" and isinstance(stats.get("error"), str):
+        return f"{stats['error']}\nr asks again"
+    cut = message.state == "partial" and stats.get("reason") == "length"
+    return "cut off: the longest answer or the end of the context is reached" if cut else ""

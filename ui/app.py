@@ -79,7 +79,7 @@ class ChatApp(App[None]):
         if self._wrong_keys:
             self.chat.complain(self._wrong_keys)
         talk = OpenChat(self.history)
-        talk.set(system=self._system, sampling=self._sampling)
+        talk.begin_with(self._system, self._sampling)
         self.chat.begin(talk)
         self.theme_changed_signal.subscribe(self, lambda theme: _keep_theme(theme.name))
 
@@ -88,7 +88,12 @@ class ChatApp(App[None]):
     async def action_quit(self) -> None:
         """Leave at once, also while an answer comes; what it has said is kept."""
         self.chat.model.close()
+        self.chat.try_to_save()
         self.exit()
+
+    def action_help_quit(self) -> None:
+        """Ctrl-C where nothing else has a use for it."""
+        self.action_leave_at_second()
 
     def action_leave_at_second(self) -> None:
         """Leave when this is asked for twice."""
@@ -114,9 +119,9 @@ class ChatApp(App[None]):
         """What the palette offers: whatever has a key here, then the themes."""
         for active in screen.active_bindings.values():
             binding = active.binding
-            if binding.id and active.enabled and binding.id.partition(".")[0] in ("app", "chat", "models", "chats"):
+            if binding.id and active.enabled:
                 run = functools.partial(self.run_action, binding.action, active.node)
-                yield SystemCommand(binding.tooltip or binding.description, binding.description, run)
+                yield SystemCommand(binding.description, binding.tooltip, run)
         yield SystemCommand("Choose a theme", "Colours", self.action_change_theme)
 
 

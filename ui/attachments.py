@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
+from textual.content import Content
 from textual.message import Message
 from textual.widgets import Button
 
 from phi4local.chats import Attachment
-from phi4local.documents import read_document
-from phi4local.errors import Phi4LocalError
 from phi4local.units import file_size
 from ui.dialogs import shown
 
 
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file by its name; None: it is being read."""
+
+    name: str
+    attachment: Attachment | None
+
+
 class Attachments(Horizontal):
-    """Reads files and shows them; their tokens are counted by its owner, because the model's tokenizer is asked."""
+    """One button a file; pressing it takes the file out."""
 
     @dataclass
-    class Added(Message):
-        """A file was read."""
+    class Removed(Message):
+        """The user wants to do without one."""
 
-        attachment: Attachment
-        notes: tuple[str, ...]
-
-    @dataclass
-    class Failed(Message):
-        """A file cannot be attached."""
-
-        error: Phi4LocalError
+        index: int
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left", "app.focus_previous", "Previous", id="attachments.left", show=False, tooltip="The file before"),
@@ -45,57 +42,33 @@ class Attachments(Horizontal):
         Binding("delete,backspace", "remove", "Remove", id="attachments.remove", tooltip="Take the file out again"),
     ]
 
-    def __init__(self, *, id: str | None = None) -> None:
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002  the name that Textual uses
         super().__init__(id=id)
-        self.files: list[Attachment] = []
-        self.reading = 0  # files that are being read
+        self._files: list[File] = []
 
     def compose(self) -> ComposeResult:
-        for index, file in enumerate(self.files):
-            cost = f", {file.tokens:,} tokens" if file.tokens else ", …"
-            label = shown(f"{file.name} ({file_size(file.bytes)}{cost}) ×", 80)
-            yield Button(label, name=str(index), compact=True, tooltip="Take the file out again")
+        for index, file in enumerate(self._files):
+            yield Button(_label(file), name=str(index), compact=True, tooltip="Take the file out again")
 
-    def read(self, path: Path) -> None:
-        """Read a file without keeping the screen waiting; a PDF may take seconds."""
-        self.reading += 1
-        threading.Thread(target=self._read, args=(path,), daemon=True).start()
-
-    def _read(self, path: Path) -> None:
-        try:
-            document = read_document(path)
-        except Phi4LocalError as error:
-            self.post_message(self.Failed(error))
-            return
-        attachment = Attachment(document.name, document.bytes, 0, document.text)
-        self.post_message(self.Added(attachment, document.notes))
-
-    @on(Added)
-    @on(Failed)
-    def _was_read(self) -> None:
-        self.reading -= 1
-
-    def show(self, files: Sequence[Attachment]) -> None:
+    def show(self, files: Iterable[File]) -> None:
         """These and no others."""
-        self.files = list(files)
-        self.display = bool(files)
-        self.refresh(recompose=True)
-
-    def counted(self, file: Attachment, tokens: int) -> None:
-        """What a file costs is known."""
-        self.show([dataclasses.replace(one, tokens=tokens) if one is file else one for one in self.files])
+        before, self._files = self._files, list(files)
+        self.display = bool(self._files)
+        if before != self._files:
+            self.refresh(recompose=True)
 
     def action_remove(self) -> None:
         if isinstance(self.screen.focused, Button):
-            self._remove(self.screen.focused)
+            self.post_message(self.Removed(int(self.screen.focused.name or 0)))
 
     @on(Button.Pressed)
     def _pressed(self, event: Button.Pressed) -> None:
         event.stop()
-        self._remove(event.button)
+        self.post_message(self.Removed(int(event.button.name or 0)))
 
-    def _remove(self, button: Button) -> None:
-        index = int(button.name or 0)
-        self.show([file for number, file in enumerate(self.files) if number != index])
-        if not self.files:
-            self.screen.focus_previous()
+
+def _label(file: File) -> Content:
+    if file.attachment is None:
+        return shown(f"reading {file.name}… ×", 80)
+    cost = f", {file.attachment.tokens:,} tokens" if file.attachment.tokens else ""
+    return shown(f"{file.name} ({file_size(file.attachment.bytes)}{cost}) ×", 80)

@@ -16,12 +16,13 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from phi4local.printing import printable
-from ui.builds import COLUMNS, RIGHT, SPARE, Entry
+from ui.builds import COLUMNS, RIGHT, SPARE, SPARE_LAST, Entry
 
 _GAP, _WIDE_GAP = 2, 4
+_NAME = 20  # cells of a name that are worth more than what the engine says
 _HEAD = Entry("", COLUMNS, frozenset({"-head"}))
 _MARKS = {"-best": "★ ", "-used": "● "}  # the first that a row has
-_CLASSES = ("-head", "-here", "-used", "-best", "-nowhere", "-asking", "-nano")
+_CLASSES = ("-head", "-here", "-used", "-best", "-nowhere", "-asking", "-nano", "-file")
 
 
 class BuildRow(Widget):
@@ -187,6 +188,9 @@ def column_widths(entries: Sequence[Entry], width: int) -> tuple[list[int], int]
 
     while spare and total(_GAP) > width:
         needed[spare.pop(0)] = 0
+    last = [column for column in SPARE_LAST if needed[column]]
+    while last and total(_GAP) - max(0, needed["name"] - _NAME) > width:
+        needed[last.pop(0)] = 0
     if (over := total(_GAP) - width) > 0:
         needed["name"] = max(8, needed["name"] - over)
     gap = next((gap for gap in range(_WIDE_GAP, _GAP, -1) if total(gap) <= width), _GAP)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hardware.report import Report
 from phi4local.actions.choice import Choice, choose
 from phi4local.actions.demo import BUILD as NANO_BUILD
 from phi4local.actions.fit import Fit
 from phi4local.catalog import Model, models
+from phi4local.chats import clean
 from phi4local.errors import Phi4LocalError
 from phi4local.fit import HOST, UNKNOWN_BYTES
 from phi4local.recommend import BuildFit
@@ -22,6 +25,7 @@ from quant.journal import partial_path
 COLUMNS = ("name", "file", "bits", "memory", "goes to", "token/s", "", "from")
 RIGHT = frozenset(("file", "bits", "memory", "token/s"))
 SPARE = ("from", "bits", "file")  # left out in this order where there is no room
+SPARE_LAST = ("token/s", "memory", "goes to")  # before a name is cut so short that it says nothing
 NANO = f"{nano_folder().name}:{NANO_BUILD}"
 ASKING = "asking the engine…"
 
@@ -32,7 +36,10 @@ Answers = Mapping[str, Fit | Phi4LocalError]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row. `label` is NAME:BUILD, empty where there is nothing to be had; `marks` are classes of its looks."""
+    """One row. `label` is NAME:BUILD or the whole path of a file, empty where there is nothing to be had.
+
+    `marks` are classes of its looks.
+    """
 
     label: str
     cells: tuple[str, ...]
@@ -42,6 +49,11 @@ class Entry:
     @property
     def is_here(self) -> bool:
         return "-here" in self.marks
+
+    @property
+    def is_file(self) -> bool:
+        """A GGUF of the user's own, which is not the store's to remove."""
+        return "-file" in self.marks
 
     @property
     def is_used(self) -> bool:
@@ -58,10 +70,41 @@ def _is_published(model: Model) -> bool:
     return model.runtimes.get("llama.cpp", "yes") == "yes" and any(file.is_gguf for file in files)
 
 
-def here_entries(here: Sequence[Build], answers: Answers, current: str | None) -> list[Entry]:
-    """What is installed."""
+def entries_of(
+    model: Model | None, here: Sequence[Build], answers: Answers, current: str | None, files: Sequence[Path] = ()
+) -> list[Entry]:
+    """The builds of a model; without one, what is on this disk."""
+    return model_entries(model, here, answers, current) if model else here_entries(here, answers, current, files)
+
+
+def here_entries(
+    here: Sequence[Build], answers: Answers, current: str | None, files: Sequence[Path] = ()
+) -> list[Entry]:
+    """What is installed, and the GGUFs that were opened by their path."""
     entries = [_here_entry(build, answers.get(build.manifest.name), current, build.label) for build in here]
-    return [*entries, *nano_entries(here)]
+    return [*entries, *_file_entries(here, current, files), *nano_entries(here)]
+
+
+def _file_entries(here: Sequence[Build], current: str | None, files: Sequence[Path]) -> Iterator[Entry]:
+    """The files that are still there, each once; one of the store only where it is in use by its path."""
+    known = {os.path.realpath(build.path) for build in here}
+    used = [Path(current)] if current and os.path.isabs(current) else []  # noqa: PTH117  a label is no path
+    for path in dict.fromkeys([*used, *files]):
+        is_used = str(path) == current
+        try:
+            real, status = os.path.realpath(path), path.stat()
+        except (OSError, ValueError):
+            continue
+        if stat.S_ISREG(status.st_mode) and (is_used or real not in known):
+            known.add(real)
+            yield _file_entry(path, status.st_size, is_used)
+
+
+def _file_entry(path: Path, size_bytes: int, used: bool) -> Entry:
+    marks = frozenset({"-here", "-file"} | ({"-used"} if used else set()))
+    state, folder = "in use" if used else "here", clean(str(path.parent))
+    cells = (clean(path.name), file_size(size_bytes), "", "", "", "", state, folder)
+    return Entry(str(path), cells, marks, f"A file of your own: {clean(str(path))}")
 
 
 def model_entries(model: Model, here: Sequence[Build], answers: Answers, current: str | None) -> list[Entry]:
@@ -247,8 +290,22 @@ def free_line(fit: Fit) -> str:
     return " · ".join(f"{memory(room.free_bytes)} {names.get(room.device, room.device)} free" for room in known)
 
 
+def heading(model: Model | None, here: Sequence[Build], entries: Sequence[Entry]) -> str:
+    """What is in the rows, in a line."""
+    return about(model) if model else about_here(here, entries)
+
+
 def about(model: Model) -> str:
     """The model in a line."""
     size = f"{model.parameters / 1e9:.1f} billion parameters." if model.parameters else ""
     known = " ".join(filter(None, (size, model.purpose)))
     return f"{model.name}: {known}" if known else model.name
+
+
+def about_here(here: Sequence[Build], entries: Sequence[Entry]) -> str:
+    """What is on this disk, in a line."""
+    counts = ((len(here), "build"), (sum(entry.is_file for entry in entries), "file"))
+    parts = [f"{count} {name}{'s' if count != 1 else ''}" for count, name in counts if count]
+    if not parts:
+        return "Nothing is here yet; ← → go through the models"
+    return f"{' and '.join(parts)} on this disk"

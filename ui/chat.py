@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,18 +10,18 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.widgets import Footer, OptionList, Static
+from textual.notifications import SeverityLevel
+from textual.widgets import Footer, Static
 
-from phi4local.chats import Attachment, Message
-from phi4local.errors import Phi4LocalError
-from phi4local.mentions import completions, mentions
+from phi4local.chats import Message
+from phi4local.errors import NotFound, Phi4LocalError
 from ui import told
-from ui.attachments import Attachments
+from ui.composer import Composer
 from ui.dialogs import Ask, Confirm, shown
 from ui.model_thread import Load
 from ui.navigation import NavigatingScreen
 from ui.open_chat import OpenChat
-from ui.prompt import Prompt, show_choices
+from ui.prompt import Prompt
 from ui.status import StatusLine, StatusPanel
 from ui.told import ModelChoice
 from ui.transcript import Transcript, Wish
@@ -85,8 +85,6 @@ class ChatScreen(NavigatingScreen):
     def __init__(self, choice: ModelChoice, load: Load | None = None) -> None:
         super().__init__(choice, load)
         self._editing: Message | None = None
-        self._named: set[Path] = set()  # files that were named in the question
-        self._sending = False  # it goes as soon as the files that it names are read
 
     def compose(self) -> ComposeResult:
         yield Static("", id="title")
@@ -94,21 +92,17 @@ class ChatScreen(NavigatingScreen):
             yield Transcript(id="transcript")
             yield StatusPanel(id="panel")
         with Vertical(id="bottom"):
-            files = OptionList(id="files", compact=True)
-            files.can_focus = False
-            yield files
-            yield Attachments(id="attachments")
-            yield Prompt(id="prompt")
+            yield Composer(id="composer")
             yield StatusLine(id="status")
         yield Footer(show_command_palette=False)
 
     @property
-    def prompt(self) -> Prompt:
-        return self.query_one(Prompt)
+    def composer(self) -> Composer:
+        return self.query_one(Composer)
 
     @property
-    def attached(self) -> Attachments:
-        return self.query_one(Attachments)
+    def prompt(self) -> Prompt:
+        return self.composer.prompt
 
     def begin(self, talk: OpenChat) -> None:
         super().begin(talk)
@@ -120,59 +114,63 @@ class ChatScreen(NavigatingScreen):
 
     def on_mount(self) -> None:
         self.query_one("#panel").display = False
-        self.attached.display = False
-        self.prompt.choices = self.query_one("#files", OptionList)
-        self.prompt.choices.display = False
         self.prompt.placeholder = "Ask something"
 
     def show_title(self) -> None:
         self.query_one("#title", Static).update(shown(self.talk.chat.title or "New chat"))
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        if action == "stop":
-            return self.waiting is not None or self._editing is not None or not self.prompt.has_focus
-        return True
+    def show_chat(self, at: int | None = None) -> None:
+        """The open branch; what was begun about another one is given up."""
+        self._stop_editing()
+        super().show_chat(at)
+        if not self.talk.branch:
+            self.prompt.focus()
 
     # ---- asking ----
 
-    @on(Prompt.Sent)
-    def _send(self, event: Prompt.Sent) -> None:
-        text, files = event.text.strip(), self.attached.files
+    @on(Composer.Asked)
+    def _ask(self, event: Composer.Asked) -> None:
         if self.waiting is not None:
             self.notify("The answer is still coming; Esc stops it")
             return
-        if not text and not files:
-            return
-        self._read_mentioned(text)
-        if self.attached.reading:
-            self._sending = True
-            return
-        edited = self._editing
         try:
-            parent = edited.parent if edited else (self.talk.branch[-1].id if self.talk.branch else None)
-            if edited and edited.role == "assistant":
-                message = self.talk.reply(text, parent)
-            else:
-                message = self.talk.ask(text, files, parent)
+            message = self._put(event)
         except Phi4LocalError as error:
-            self.complain(error, title="Not sent: it could not be put on disk")
+            self.complain(
+                error, title="Not sent: it could not be put on disk", hint="The text stays: Enter tries again"
+            )
             return
-        self._named, self._sending = set(), False
-        self.prompt.sent(event.text)
-        self._stop_editing()
-        self.attached.show([])
+        self._editing = None
+        self.composer.sent(event.typed)
         self.show_chat()
         if message.role == "user":
             self.ask_model()
         else:
             self.recount()
 
+    def _put(self, event: Composer.Asked) -> Message:
+        """The message on disk (Phi4LocalError)."""
+        text, edited = event.typed.strip(), self._editing
+        if edited:
+            if edited.role == "assistant":
+                return self.talk.reply(text, edited.parent)
+            return self.talk.ask(text, event.files, edited.parent)
+        try:
+            return self.talk.ask(text, event.files, self.talk.end)
+        except NotFound:
+            self.talk.keep_anew()
+            self.notify("This chat was deleted in another window; it is kept as a new one")
+            return self.talk.ask(text, event.files, self.talk.end)
+
     def action_stop(self) -> None:
-        if self.waiting is not None:
-            self.model.stop()
+        if self.composer.close_choices():
+            return
+        if self.composer.give_up_asking():
+            self.notify("Not sent")
+        elif self.waiting is not None:
+            self.stop_answer()
         elif self._editing is not None:
             self._stop_editing()
-            self.prompt.take("")
         else:
             self.prompt.focus()
 
@@ -182,9 +180,10 @@ class ChatScreen(NavigatingScreen):
             self.app.copy_to_clipboard(text)
             self.clear_selection()
         elif self.waiting is not None:
-            self.model.stop()
-        elif self.prompt.text:
-            self.prompt.sent(self.prompt.text)
+            self.stop_answer()
+        elif self.prompt.text or self.composer.files:
+            self._editing = None
+            self.composer.sent(self.prompt.text)
         else:
             self.call_next(self.run_action, "app.leave_at_second")
 
@@ -231,23 +230,19 @@ class ChatScreen(NavigatingScreen):
 
     def _edit(self, message: Message) -> None:
         self._editing = message
-        self.prompt.take(message.text)
-        self.prompt.border_title = "Another version; the present one stays. Esc gives up"
-        self.attached.show(message.attachments)
+        self.composer.begin(message.text, message.attachments, "Another version; the present one stays. Esc gives up")
         self.prompt.focus()
-        self.refresh_bindings()
 
     def _stop_editing(self) -> None:
         if self._editing is not None:
             self._editing = None
-            self.prompt.border_title = ""
-            self.attached.show([])
-            self.refresh_bindings()
+            self.composer.begin("", ())
 
     def _regenerate(self, message: Message) -> None:
+        before = len(self.talk.branch)
         if self.talk.ask_again(message.id):
             self.show_chat()
-            self.ask_model()
+            self.ask_model(again=len(self.talk.branch) < before)
 
     def action_again(self) -> None:
         if self.talk.branch:
@@ -258,9 +253,7 @@ class ChatScreen(NavigatingScreen):
         what = "this message" if count == 1 else f"this message and the {count - 1} that follow on it"
 
         def confirmed(yes: bool | None) -> None:
-            if yes:
-                with contextlib.suppress(Phi4LocalError):
-                    self.talk.delete(message.id)
+            if yes and self._try(lambda: self.talk.delete(message.id)):
                 self.show_chat()
                 self.recount()
 
@@ -278,59 +271,23 @@ class ChatScreen(NavigatingScreen):
 
     # ---- files ----
 
-    @on(Prompt.Typing)
-    def _complete(self, event: Prompt.Typing) -> None:
-        assert self.prompt.choices is not None
-        here = Path.cwd()
-        show_choices(self.prompt.choices, completions(event.mention, here) if event.mention is not None else [], here)
-        if event.mention is None and "@" in self.prompt.text:
-            self._read_mentioned(self.prompt.text)
-
-    def _read_mentioned(self, text: str) -> None:
-        """Read the files that the text names, so that what they cost is seen before they are sent."""
-        for _, _, path in mentions(text, Path.cwd()):
-            if path.is_file() and path not in self._named:
-                self._named.add(path)
-                self.attached.read(path)
-
-    @on(OptionList.OptionSelected, "#files")
-    def _chosen(self, event: OptionList.OptionSelected) -> None:
-        self.prompt.write_mention(str(event.option.id))
-        self.prompt.focus()
-
     def action_attach(self) -> None:
         def chosen(path: str | None) -> None:
-            if path:
-                self.attached.read(Path(path).expanduser())
+            if path and path.strip():
+                # not Path.expanduser, which raises for a user that there is not
+                self.composer.attach_path(Path(os.path.expanduser(path.strip())))  # noqa: PTH111
 
         self.app.push_screen(Ask("Attach a file", placeholder="text, source code or PDF"), chosen)
 
-    @on(Prompt.Pasted)
-    def _pasted(self, event: Prompt.Pasted) -> None:
-        size = len(event.text.encode(errors="replace"))
-        self._add_file(Attachment("pasted text", size, 0, event.text))
-
-    @on(Attachments.Added)
-    def _added(self, event: Attachments.Added) -> None:
-        for note in event.notes:
-            self.notify(note, markup=False)
-        self._add_file(event.attachment)
-
-    def _add_file(self, attachment: Attachment) -> None:
-        self.attached.show([*self.attached.files, attachment])
-        self.model.count_attachment(attachment)
-        self._send_if_read()
-
-    def _send_if_read(self) -> None:
-        if self._sending and not self.attached.reading:
-            self._sending = False
-            self.prompt.action_send()
-
-    @on(Attachments.Failed)
-    def _not_attached(self, event: Attachments.Failed) -> None:
-        self._sending = False  # the question may make no sense without it
-        self.complain(event.error, title="Not attached")
+    @on(Composer.Uncounted)
+    def _count_file(self, event: Composer.Uncounted) -> None:
+        self.model.count_attachment(event.file)
 
     @on(told.AttachmentCounted)
     def _attachment_counted(self, event: told.AttachmentCounted) -> None:
-        self.attached.counted(event.attachment, event.tokens)
+        self.composer.counted(event.attachment, event.tokens)
+
+    @on(Composer.Trouble)
+    def _file_trouble(self, event: Composer.Trouble) -> None:
+        severity: SeverityLevel = "error" if event.failed else "information"
+        self.notify(event.text, title=event.title, severity=severity, markup=False)

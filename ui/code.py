@@ -114,7 +114,10 @@ def header(language: str, number: int, width: int, look: Look) -> Line:
     button = Segment("copy", ground + look.button + behind + click)
     line = [Segment(" "), *(chopped([(title, Style.null())], max(1, width - 7)) or [[]])[0]]
     space = " " * (width - measured(line) - 5)
-    return [Segment(text, ground + look.dim + behind) for text, _, _ in [*line, Segment(space)]] + [button, Segment(" ", ground)]
+    return [Segment(text, ground + look.dim + behind) for text, _, _ in [*line, Segment(space)]] + [
+        button,
+        Segment(" ", ground),
+    ]
 
 
 def _lexed(lexer: Lexer, lines: list[str], until: float) -> list[Tokens]:

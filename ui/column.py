@@ -20,7 +20,7 @@ _SPARE = 8  # turns on each side whose lines are kept after they have been near
 class Spot(NamedTuple):
     """A line of a turn, counted from its first; below 0 it is that far above it."""
 
-    index: int
+    turn: int
     within: int
 
 
@@ -50,7 +50,7 @@ class Column:
         return Spot(index, line - self.starts[index])
 
     def line(self, spot: Spot) -> int:
-        return self.starts[spot.index] + spot.within
+        return self.starts[spot.turn] + spot.within
 
     def height_of(self, index: int) -> int:
         return self.starts[index + 1] - self.starts[index]
@@ -62,13 +62,13 @@ class Column:
 
     def make_around(self, spot: Spot, above: int, below: int, manner: tuple[int, Looks]) -> None:
         """Make the lines of the turns that are so near to a place; those far away are let go."""
-        made, last = -spot.within, spot.index
-        for last in range(spot.index, len(self.turns)):
+        made, last = -spot.within, spot.turn
+        for last in range(spot.turn, len(self.turns)):
             if made > below:
                 break
             made += len(self.turns[last].lines(*manner))
-        made, first = spot.within, spot.index
-        for first in range(spot.index - 1, -1, -1):
+        made, first = spot.within, spot.turn
+        for first in range(spot.turn - 1, -1, -1):
             if made > above:
                 break
             made += len(self.turns[first].lines(*manner))

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import PurePath
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 _WARNING, _FULL = 0.75, 0.90  # shares of the context
 _FILLED, _EMPTY = "▰", "▱"
 _LOOKS = ("-calm", "-warning", "-full")
+_MOST_REASON = 1_000  # characters, of which as many are shown as there is room for
+_LOW = 20  # rows; on fewer the choices come first
+_LINES = ((4, 4), (1, 4), (0, 4), (0, 1), (0, 0))  # of the detail of a choice that is open, or not
+_AROUND, _AROUND_LOW = 11, 3  # rows of the screen that are not the list's
 
 
 class Budget(Widget):
@@ -173,6 +178,7 @@ class ContextScreen(ModalScreen[Choice | None]):
 
     CSS_PATH: ClassVar[list[str | PurePath]] = ["context.tcss", "status.tcss"]  # the latter has the budget's looks
     AUTO_FOCUS = "OptionList"
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (_LOW, "-high")]  # noqa: RUF012  declared so by Screen
     COMPONENT_CLASSES: ClassVar[set[str]] = {"context--title"}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "take", "Choose", id="context.take", tooltip="Do what is marked", priority=True),
@@ -189,12 +195,13 @@ class ContextScreen(ModalScreen[Choice | None]):
 
     def __init__(
         self,
-        used_tokens: int,
+        used_tokens: int | None,
         context_tokens: int,
         drop: Drop | None,
         longer: Longer | str | None,
         shortened: bool,
     ) -> None:
+        """`used_tokens` None: not counted; `shortened`: something is no longer told to the model."""
         super().__init__()
         self._used_tokens, self._context_tokens = used_tokens, context_tokens
         self._facts = Facts(drop, longer)
@@ -203,7 +210,7 @@ class ContextScreen(ModalScreen[Choice | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Budget()
-            yield Label(self._situation(), classes="note", markup=False)
+            yield Label(classes="note", markup=False)
             options = OptionList(*(Option(str(choice), id=choice) for choice in self._choices), markup=False)
             options.highlighted = None
             yield options
@@ -216,7 +223,7 @@ class ContextScreen(ModalScreen[Choice | None]):
         self._renew()
 
     def on_resize(self) -> None:
-        self._renew()
+        self.call_after_refresh(self._renew)  # the list has its new width then
 
     def set_drop(self, drop: Drop) -> None:
         """What dropping turns would free is known now."""
@@ -230,31 +237,52 @@ class ContextScreen(ModalScreen[Choice | None]):
 
     # ---- what is said ----
 
-    def _situation(self) -> str:
-        if self._used_tokens + LEAST_ROOM <= self._context_tokens:
-            return "There is room. What the model is told can be made shorter all the same, or the room larger."
-        return "The question and what came before it leave no room for an answer. Nothing was sent."
-
     def _renew(self) -> None:
         """Say everything again, in lines that are as wide as the list.
 
         Nothing is marked before the first choice is known: Enter must not do something else than it will soon.
         """
+        is_low = self.app.size.height < _LOW
+        for note in self.query(".note").results(Label):
+            note.update(situation(self._used_tokens, self._context_tokens)[is_low])
         for options in self.query(OptionList):
             width = options.scrollable_content_region.width or self.app.size.width
-            for number, choice in enumerate(self._choices, 1):
+            rows = self.app.size.height - (_AROUND_LOW if is_low else _AROUND)
+            for choice, prompt in zip(self._choices, self._prompts(width, rows), strict=True):
                 offer = self._offer(choice)
-                options.replace_option_prompt(choice, self._prompt(number, offer, width))
+                options.replace_option_prompt(choice, prompt)
                 if options.get_option(choice).disabled == offer.is_open:  # each call moves the mark
                     (options.enable_option if offer.is_open else options.disable_option)(choice)
             if options.highlighted is None and self._facts.drop is not None:
                 options.highlighted = next(i for i, option in enumerate(options.options) if not option.disabled)
 
-    def _prompt(self, number: int, offer: Offer, width: int) -> Content:
+    def _prompts(self, width: int, rows: int) -> list[Content]:
+        """The choices with as many lines of each as there is room for; why one is closed is said before what one does.
+
+        Where even the titles are too many rows, the list scrolls.
+        """
+        prompts: list[Content] = []
+        for opened, closed in _LINES:
+            offers = enumerate(map(self._offer, self._choices), 1)
+            prompts = [self._prompt(no, offer, width, opened if offer.is_open else closed) for no, offer in offers]
+            lines = (line for prompt in prompts for line in prompt.plain.splitlines())
+            if sum(-(-cell_len(line) // width) for line in lines) <= rows:
+                break
+        return prompts
+
+    def _prompt(self, number: int, offer: Offer, width: int, lines: int) -> Content:
         look = self.get_visual_style("context--title", partial=True)
         title = (offer.title, Style(foreground=look.foreground, bold=look.bold)) if offer.is_open else offer.title
-        detail = textwrap.wrap(offer.detail, max(20, width - 4), initial_indent="   ", subsequent_indent="   ")
-        return Content.assemble(f"{number}  ", title, *(f"\n{line}" for line in detail))
+        indent = "   "
+        detail = textwrap.wrap(
+            offer.detail,
+            max(20, width - 4),
+            initial_indent=indent,
+            subsequent_indent=indent,
+            max_lines=max(1, lines),
+            placeholder=" …",
+        )
+        return Content.assemble(f"{number}  ", title, *(f"\n{line}" for line in detail[:lines]))
 
     def _offer(self, choice: Choice) -> Offer:
         return _OFFERS[choice](self._facts)
@@ -274,6 +302,20 @@ class ContextScreen(ModalScreen[Choice | None]):
 
     def action_cancel(self) -> None:
         self.dismiss(None)
+
+
+def situation(used_tokens: int | None, context_tokens: int) -> tuple[str, str]:
+    """How full it is, in a sentence or two, and shorter."""
+    left = None if used_tokens is None else context_tokens - used_tokens
+    if left is None or left >= LEAST_ROOM:
+        there = "" if left is None else "There is room. "
+        long = f"{there}What the model is told can be made shorter all the same, or the room larger."
+        return long, there.strip()
+    if left > 0:
+        few = f"{left:,} token{'s' if left != 1 else ''} left"
+        return f"{few}: that is too little for an answer. Nothing was sent.", "Too little for an answer; nothing sent"
+    long = "The question and what came before it leave no room for an answer. Nothing was sent."
+    return long, "No room for an answer; nothing sent"
 
 
 def _drop(facts: Facts) -> Offer:
@@ -298,7 +340,7 @@ def _longer(facts: Facts) -> Offer:
     if longer is None:
         return Offer(title, "… whether one fits into memory is being asked", is_open=False)
     if isinstance(longer, str):
-        return Offer(title, printable(longer), is_open=False)
+        return Offer(title, printable(longer, limit=_MOST_REASON), is_open=False)
     slower = "; fewer layers on the card, so slower" if longer.slower else ""
     detail = f"The model is loaded again and takes {memory(longer.total_bytes)} in all{slower}"
     return Offer(f"{title}: {longer.context_tokens:,} tokens", detail)

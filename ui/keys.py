@@ -38,8 +38,11 @@ def sections() -> dict[str, type]:
     from ui.attachments import Attachments
     from ui.chat import ChatScreen
     from ui.chats import ChatsScreen
+    from ui.context import ContextScreen
     from ui.models import ModelsScreen
     from ui.prompt import Prompt
+    from ui.settings import SettingsScreen
+    from ui.status import StatusPanel
     from ui.transcript import Transcript
 
     return {
@@ -50,6 +53,9 @@ def sections() -> dict[str, type]:
         "Attached files": Attachments,
         "Models": ModelsScreen,
         "All chats": ChatsScreen,
+        "Settings of a chat": SettingsScreen,
+        "A full context": ContextScreen,
+        "Status": StatusPanel,
     }
 
 

@@ -6,7 +6,9 @@ It is a daemon, so that leaving the program waits for nothing. A turn has ended 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
 _FRAME_SECONDS = 0.07  # pieces of an answer are told together, about fourteen times a second
 _IDLE_SECONDS = 1.5  # so long after an answer what was read is kept on disk
+_WRITTEN_BYTES = 200e6  # so many more bytes of a KV cache, a second more of that
 _LAST_SECONDS = 0.25  # for an answer to end when the program is left
+_OTHERWISE = 0.7  # temperature of another answer where the model's own sampling would say the same again
 _LEAST_KEPT = 256  # tokens: reading fewer again costs nothing
 
 
@@ -69,6 +73,8 @@ class ModelThread:
         self._session: Session | None = None
         self._chat: int | None = None  # whose timeline the session is
         self._unkept = False
+        self._wanted: ModelChoice | None = None  # the newest choice; one that waits behind a load is not loaded for it
+        self._request = 0
         self._stopped = threading.Event()
         self._quiet = threading.Event()  # no answer is waited for
         self._quiet.set()
@@ -80,11 +86,12 @@ class ModelThread:
 
     def open(self, choice: ModelChoice) -> None:
         """Load a model in the place of the present one."""
-        self._jobs.put(lambda: self._open(choice))
+        self._wanted = choice
+        self._jobs.put(lambda: self._open(choice) if choice is self._wanted else None)
 
-    def ask(self, history: History, chat: Chat, branch: Sequence[Message]) -> None:
-        """Answer the question at the end of a branch."""
-        self._speak_later(lambda: self._answer(history, chat, list(branch)))
+    def ask(self, history: History, chat: Chat, branch: Sequence[Message], *, again: bool = False) -> None:
+        """Answer the question at the end of a branch; `again`: it has an answer, another one is wanted."""
+        self._speak_later(lambda: self._answer(history, chat, list(branch), again))
 
     def stop(self) -> None:
         """End the present answer within a token."""
@@ -102,18 +109,26 @@ class ModelThread:
     def count_attachment(self, attachment: Attachment) -> None:
         self._jobs.put(lambda: self._count_attachment(attachment))
 
-    def find_room(self, chat: Chat, branch: Sequence[Message]) -> None:
-        """What could be done about a conversation that is too long."""
-        self._jobs.put(lambda: self._find_room(chat, list(branch)))
+    def find_room(self, chat: Chat, branch: Sequence[Message], asked: int) -> None:
+        """What could be done about a conversation that is too long; `asked` comes back with the answers."""
+        self._jobs.put(lambda: self._find_room(chat, list(branch), asked))
 
     def summarise(self, chat: Chat, branch: Sequence[Message], start: int) -> None:
         """Let the model write what stands for the messages before the one at `start`."""
         self._speak_later(lambda: self._summarise(chat, list(branch), start))
 
+    def forget(self) -> None:
+        """Do not ask what has not been asked yet."""
+        self._request += 1
+
     def _speak_later(self, job: Callable[[], None]) -> None:
+        self._request += 1
+        request = self._request
+
         def speak() -> None:
             try:
-                job()
+                if request == self._request:
+                    job()
             finally:
                 self._quiet.set()
 
@@ -139,7 +154,7 @@ class ModelThread:
     def _run(self) -> None:
         while True:
             try:
-                job = self._jobs.get(timeout=_IDLE_SECONDS if self._unkept else None)
+                job = self._jobs.get(timeout=self._patience() if self._unkept else None)
             except queue.Empty:
                 job = self._keep
             try:
@@ -198,6 +213,13 @@ class ModelThread:
             self._chat = chat
         return self._session
 
+    def _patience(self) -> float:
+        """How long nothing must happen before what was read is kept: a large state takes its time to write."""
+        if self.opened is None:
+            return _IDLE_SECONDS
+        kv_bytes = sum(use.kv_bytes for use in self.opened.engine.info.load.took.values())
+        return _IDLE_SECONDS + kv_bytes / _WRITTEN_BYTES
+
     def _keep(self) -> None:
         """Put on disk what was read of the chat."""
         from phi4local.actions.talk import save_state
@@ -228,16 +250,19 @@ class ModelThread:
                 tokens = self.opened.engine.count([Turn("user", as_prompt("", [attachment]))])
                 self._say(told.AttachmentCounted(attachment, tokens))
 
-    def _answer(self, history: History, chat: Chat, branch: list[Message]) -> None:
+    def _answer(self, history: History, chat: Chat, branch: list[Message], again: bool) -> None:
         from phi4local.actions import talk
         from phi4local.actions.talk import LEAST_ROOM, TooLong, options_of, prompt_of
 
         question, session = branch[-1], self._session_of(chat.id)
         if session is None or self.opened is None:
-            missing = Phi4LocalError("No model is loaded", hint="Choose one: F2 shows what is here and what fits")
-            self._say(told.Refused(question, missing))
+            self._say(told.Refused(question, _NO_MODEL))
             return
         options = options_of(self.opened.options, chat.sampling)
+        if "seed" not in chat.sampling:
+            options = dataclasses.replace(options, seed=secrets.randbelow(1 << 31))
+        if again and not options.temperature and "temperature" not in chat.sampling:
+            options = dataclasses.replace(options, temperature=_OTHERWISE)
         try:
             prompt = prompt_of(chat, branch)
             used, context = self.opened.engine.count(prompt), self.opened.engine.info.context_tokens
@@ -289,36 +314,54 @@ class ModelThread:
             self._say(told.Delta(message, "".join(pending.text), "".join(pending.thinking), pending.tokens))
         pending.text, pending.thinking, pending.told_at = [], [], time.monotonic()
 
-    def _find_room(self, chat: Chat, branch: list[Message]) -> None:
+    def _find_room(self, chat: Chat, branch: list[Message], asked: int) -> None:
         from phi4local.actions.longer import longer_context
         from phi4local.actions.talk import prompt_of, turns_to_drop
 
         if self.opened is None:
+            self._say(told.DropCounted(asked, 0, 0))
+            self._say(told.LongerFound(asked, "No model is open"))
             return
         index = tokens = 0
         with contextlib.suppress(Phi4LocalError):  # then nothing can be dropped
             found = turns_to_drop(self.opened.engine, chat, branch)
             tokens = self.opened.engine.count(prompt_of(chat, branch[found:]))
             index = found
-        self._say(told.DropCounted(index, tokens))
-        self._say(told.LongerFound(longer_context(self.opened)))
+        self._say(told.DropCounted(asked, index, tokens))
+        self._say(told.LongerFound(asked, longer_context(self.opened)))
 
     def _summarise(self, chat: Chat, branch: list[Message], start: int) -> None:
+        said, failure = "", None
+        try:
+            said = self._summary(chat, branch, start)
+        except Phi4LocalError as error:
+            failure = error
+        self._say(told.Summarised(chat.id, branch[start].id, said, failure))
+
+    def _summary(self, chat: Chat, branch: list[Message], start: int) -> str:
+        """What the model writes about the messages before `start`, whole (Phi4LocalError)."""
         from phi4local.actions.talk import options_of, summarise
         from phi4local.engine import Chunk
 
-        said: list[str] = []
-        failure: Phi4LocalError | None = None
         session = self._session_of(chat.id)
-        try:
-            if session is None or self.opened is None:
-                return
-            options = options_of(self.opened.options, chat.sampling)
-            stream = self._begin(session, session.stream(summarise(chat, branch, start), options))
-            with contextlib.closing(stream):
-                said = [item.text for item in stream if isinstance(item, Chunk) and item.kind == "answer"]
-        except Phi4LocalError as error:
-            failure = error
-        if self._stopped.is_set() and failure is None:
-            failure = Phi4LocalError("The summary was stopped")
-        self._say(told.Summarised(chat.id, branch[start].id, "".join(said).strip(), failure))
+        if session is None or self.opened is None:
+            raise _NO_MODEL
+        options = options_of(self.opened.options, chat.sampling)
+        # Not the chat's own limit of an answer: a summary that breaks off would be a loss that nobody sees.
+        options = dataclasses.replace(options, max_tokens=max(64, self.opened.engine.info.context_tokens // 4))
+        said, reason = [], ""
+        stream = self._begin(session, session.stream(summarise(chat, branch, start), options))
+        with contextlib.closing(stream):
+            for item in stream:
+                if not isinstance(item, Chunk):
+                    reason = item.reason
+                elif item.kind == "answer":
+                    said.append(item.text)
+        text = "".join(said).strip()
+        if reason != "stop" or not text:
+            why = "was stopped" if reason == "cancelled" else "did not come to its end"
+            raise Phi4LocalError(f"The summary {why}", hint="Drop the oldest turns instead, or try again: Ctrl-L")
+        return text
+
+
+_NO_MODEL = Phi4LocalError("No model is loaded", hint="Choose one: F2 shows what is here and what fits")

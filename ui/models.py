@@ -1,6 +1,6 @@
 """The screen of models: what is here, what would fit, and getting, making and removing builds.
 
-    app.push_screen(ModelsScreen("phi-4:Q4_K_M"), chosen)      chosen(label), or chosen(None)
+    app.push_screen(ModelsScreen("phi-4:Q4_K_M"), chosen)      chosen(label or whole path of a file), or chosen(None)
 
 Everything that takes time is a `Job`; the screen is drawn at once and told the rest as it becomes known.
 """
@@ -31,8 +31,8 @@ from quant.plan import Plan
 from ui import acquiring
 from ui.acquiring import KEEPS, Looked
 from ui.build_list import BuildList
-from ui.builds import NANO, Entry, about, best_label, free_line, here_entries, model_entries, offered
-from ui.dialogs import Confirm
+from ui.builds import NANO, Entry, best_label, entries_of, free_line, heading, offered
+from ui.dialogs import Ask, Confirm
 from ui.jobs import Job, Tell, follow
 from ui.offers import FolderForm, Offer
 from ui.work_panel import WorkPanel
@@ -42,18 +42,19 @@ _HERE = "tab-here"
 
 
 class ModelsScreen(Screen[str | None]):
-    """Dismissed with the label of the build to chat with, or None."""
+    """Dismissed with the label of the build or the whole path of the file to chat with, or None."""
 
     CSS_PATH = "models.tcss"
     AUTO_FOCUS = "BuildList"
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012  declared so by Screen
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (20, "-short"), (30, "-tall")]  # noqa: RUF012  declared so by Screen
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "chat", "Chat", id="models.chat", tooltip="Chat with this build"),
         Binding("enter", "get", "Get", id="models.get", tooltip="Get this build: what it takes is shown first"),
         Binding("left", "model(-1)", "Model", key_display="←→", id="models.previous", tooltip="Another model"),
         Binding("right", "model(1)", "Next model", id="models.next", tooltip="The next model", show=False),
         Binding("t", "tiny", "Tiny", id="models.tiny", tooltip="Make the tiny built-in model, without a network"),
-        Binding("q", "folder", "From a folder", id="models.folder", tooltip="Make a build from weights on this disk"),
+        Binding("q", "folder", "Folder", id="models.folder", tooltip="Make a build from weights on this disk"),
+        Binding("o", "open_file", "File", id="models.file", tooltip="Open a GGUF file by its path"),
         Binding("d,delete", "remove", "Remove", id="models.remove", tooltip="Delete this build from the disk"),
         Binding("ctrl+c", "stop", "Stop", id="models.stop", tooltip="Stop what is at work", show=False),
         Binding("escape", "ask_stop", "Stop", id="models.ask-stop", tooltip="Stop what is at work; what is done stays"),
@@ -66,10 +67,13 @@ class ModelsScreen(Screen[str | None]):
         *,
         given_back: Mapping[str, int] | None = None,
         first_run: bool = False,
+        files: Sequence[Path] = (),
     ) -> None:
-        """`current` is loaded now, and holds `given_back` of each device's memory."""
+        """`current` is loaded now, and holds `given_back` of each device's memory; `files` are whole paths of GGUFs."""
         super().__init__()
         self._current, self._given_back, self._first_run = current, given_back or {}, first_run
+        self._files = list(files)
+        self._typed = ""  # the path that was asked for last
         self._models: list[Model] = []
         self._here: list[Build] = []
         self._answers: dict[str, Fit | Phi4LocalError] = {}
@@ -108,7 +112,7 @@ class ModelsScreen(Screen[str | None]):
         names = [model.name for model in self._models]
         for index, name in enumerate(names):
             await tabs.add_tab(Tab(Content(name.removeprefix("phi-4-")), id=f"tab-{index}"))
-        if (self._first_run or not self._here) and DEFAULT_MODEL in names:
+        if (self._first_run or not (self._here or self._files or self._current)) and DEFAULT_MODEL in names:
             tabs.active = f"tab-{names.index(DEFAULT_MODEL)}"
         self._ask(*([DEFAULT_MODEL, SMALLEST] if self._first_run else []))
         self._ask(*dict.fromkeys(build.manifest.name for build in self._here))
@@ -142,16 +146,10 @@ class ModelsScreen(Screen[str | None]):
         """Show the open tab as it is known by now."""
         self._here = here = builds()
         model = self._model
-        entries = (
-            model_entries(model, here, self._answers, self._current)
-            if model
-            else here_entries(here, self._answers, self._current)
-        )
+        entries = entries_of(model, here, self._answers, self._current, self._files)
         builds_shown = self.query_one(BuildList)
         home = None if builds_shown.is_moved else self._home(entries)
-        self.query_one("#models-about", Label).update(
-            Content(printable_lines(about(model) if model else _about_here(here)))
-        )
+        self.query_one("#models-about", Label).update(Content(printable_lines(heading(model, here, entries))))
         builds_shown.show(entries, home)
         known = next((answer for answer in self._answers.values() if isinstance(answer, Fit)), None)
         self.query_one("#models-free", Label).update(Content(free_line(known) if known else ""))
@@ -231,7 +229,7 @@ class ModelsScreen(Screen[str | None]):
         facts = {
             "chat": entry is not None and entry.is_here,
             "get": entry is not None and bool(entry.label) and not entry.is_here,
-            "remove": entry is not None and entry.is_here,
+            "remove": entry is not None and entry.is_here and not entry.is_file,
             "stop": busy,
             "ask_stop": busy,
             "back": not busy,
@@ -300,6 +298,25 @@ class ModelsScreen(Screen[str | None]):
     def action_folder(self) -> None:
         if not self._is_busy():
             self.app.push_screen(FolderForm(), self._look_into)
+
+    def action_open_file(self) -> None:
+        if not self._is_busy():
+            question = Ask("Open a GGUF file", text=self._typed, placeholder="~/models/phi-4-Q4_K_M.gguf")
+            self.app.push_screen(question, self._look_at_file)
+
+    def _look_at_file(self, typed: str | None) -> None:
+        if typed and typed.strip():
+            self._typed = typed
+            self._begin(f"Looking at {typed}", lambda tell: acquiring.model_file(typed, tell), self._open_file)
+
+    def _open_file(self, path: Path) -> None:
+        if self.is_current:
+            self.dismiss(str(path))
+        else:  # the help is over this screen: the file is there when it closes
+            self._files.append(path)
+            self._go_to(str(path))
+            self.query_one(Tabs).active = _HERE
+            self._refresh()
 
     def _look_into(self, wanted: tuple[Path, str] | None) -> None:
         if wanted:
@@ -381,10 +398,3 @@ class ModelsScreen(Screen[str | None]):
 
     def action_stop(self) -> None:
         self._work.stop()
-
-
-def _about_here(here: list[Build]) -> str:
-    count = len(here)
-    if not count:
-        return "Nothing is here yet; ← → go through the models"
-    return f"{count} build{'s' if count != 1 else ''} on this disk"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from textual import on
 
 from phi4local.actions.talk import TooLong, forget_state
-from phi4local.errors import Phi4LocalError
+from phi4local.errors import NotFound, Phi4LocalError
 from ui import told
 from ui.answering import AnsweringScreen
 from ui.chat_files import FORMATS, current_folder, target, write_chat
@@ -16,6 +16,7 @@ from ui.chats import ChatsScreen, Chosen
 from ui.context import Budget, Choice, ContextScreen, Drop
 from ui.dialogs import Ask, Confirm
 from ui.model_thread import Load
+from ui.prompt import Prompt
 from ui.settings import Settings, SettingsScreen
 from ui.told import ModelChoice
 
@@ -26,6 +27,7 @@ class NavigatingScreen(AnsweringScreen):
     def __init__(self, choice: ModelChoice, load: Load | None = None) -> None:
         super().__init__(choice, load)
         self._fullness: ContextScreen | None = None
+        self._asked = 0  # which opening of the dialog this is
         self._drop_at: int | None = None
         self._longer_tokens: int | None = None
 
@@ -50,10 +52,11 @@ class NavigatingScreen(AnsweringScreen):
         self.app.push_screen(screen, self._model_chosen)
 
     def _model_chosen(self, label: str | None) -> None:
-        if label is None or (self.model.opened and label == self.model.opened.label):
+        opened = self.model.opened
+        if label is None or (opened and label == opened.label and self._state != "loading"):
             return
         if self.waiting is not None:
-            self.model.stop()
+            self.stop_answer()
         self.model.open(dataclasses.replace(self.choice, name=label, context_tokens=None))
 
     # ---- chats ----
@@ -77,26 +80,38 @@ class NavigatingScreen(AnsweringScreen):
         return self.waiting is not None
 
     def _chat_chosen(self, chosen: Chosen | None) -> None:
-        try:
-            if chosen and chosen.chat:
+        if chosen is None:
+            self._try(self._look_again)
+            return
+
+        def change() -> None:
+            if chosen.chat:
                 self.talk.open(chosen.chat, chosen.message)
                 self._follow_model()
-            elif chosen or not self._is_still_there():
+            else:
                 self.talk.start_anew()
-        except Phi4LocalError as error:
-            self.complain(error)
-            self.talk.start_anew()
-        self.show_chat(at=chosen.message if chosen else None)
-        self.recount()
 
-    def _is_still_there(self) -> bool:
-        """The chat that is open may have been deleted or renamed in the list."""
-        if not self.talk.is_new:
-            try:
-                self.talk.open(self.talk.chat.id)
-            except Phi4LocalError:
-                return False
-        return True
+        if self._try(change):
+            self._chat_changed(chosen.message)
+
+    def _chat_changed(self, message: int | None = None) -> None:
+        self.show_chat(at=message)
+        self.recount()
+        self.set_focus(self.query_one(Prompt))
+
+    def _look_again(self) -> None:
+        """The chat that is open may have been renamed in the list, or deleted elsewhere (Phi4LocalError)."""
+        if self.talk.is_new:
+            return
+        before = [one.id for one in self.talk.branch]
+        try:
+            self.talk.open(self.talk.chat.id)
+        except NotFound:
+            self.talk.keep_anew()
+            self.notify("This chat was deleted in another window; it is kept as a new one")
+        if before != [one.id for one in self.talk.branch]:
+            self._chat_changed()
+        self.show_title()
 
     def _follow_model(self) -> None:
         """A chat goes on with the model it was talked in with, where that is here."""
@@ -107,8 +122,7 @@ class NavigatingScreen(AnsweringScreen):
     def action_new(self) -> None:
         if not self._is_busy():
             self.talk.start_anew()
-            self.show_chat()
-            self.recount()
+            self._chat_changed()
 
     def action_rename(self) -> None:
         def named(title: str | None) -> None:
@@ -159,19 +173,20 @@ class NavigatingScreen(AnsweringScreen):
         self._drop_at = self._longer_tokens = None
         self._fullness = ContextScreen(used_tokens, context_tokens, None, None, bool(self.talk.start))
         self.app.push_screen(self._fullness, self._way_chosen)
-        self.model.find_room(self.talk.chat, self.talk.branch)
+        self._asked += 1
+        self.model.find_room(self.talk.chat, self.talk.branch, self._asked)
 
     @on(told.DropCounted)
     def _drop_counted(self, fact: told.DropCounted) -> None:
         opened = self.model.opened
-        if self._fullness and opened:
+        if self._fullness and fact.asked == self._asked:
             self._drop_at = fact.index
-            free = opened.engine.info.context_tokens - fact.tokens
+            free = opened.engine.info.context_tokens - fact.tokens if opened else 0
             self._fullness.set_drop(Drop(max(0, fact.index - self.talk.start), free))
 
     @on(told.LongerFound)
     def _longer_found(self, fact: told.LongerFound) -> None:
-        if self._fullness:
+        if self._fullness and fact.asked == self._asked:
             self._longer_tokens = None if isinstance(fact.longer, str) else fact.longer.context_tokens
             self._fullness.set_longer(fact.longer)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from phi4local.actions.talk import forget_state, shortened, start_of
+from phi4local.actions.talk import forget_state, start_of
 from phi4local.chats import Attachment, Chat, Message, now
 from phi4local.history import History
 from ui.turn import Place
@@ -23,16 +23,20 @@ class OpenChat:
 
     def __init__(self, history: History, model: str = "") -> None:
         self.history = history
-        self.chat = _new(model, "", {})
+        self.chat = self._fresh = _new(model, "", {})
         self.branch: list[Message] = []
+
+    def begin_with(self, system: str, sampling: Mapping[str, Any]) -> None:
+        """How this chat and every new one is talked in at first."""
+        self.chat = self._fresh = replace(self._fresh, system=system, sampling=sampling)
 
     @property
     def is_new(self) -> bool:
         return self.chat.id == NEW
 
     def start_anew(self) -> None:
-        """Another chat, to be talked in as in this one; what shortened this one is not taken along."""
-        self.chat = _new(self.chat.model, self.chat.system, shortened(self.chat, None))
+        """Another chat, as the first one was begun."""
+        self.chat = self._fresh
         self.branch = []
 
     def open(self, chat: int, message: int | None = None) -> None:
@@ -63,8 +67,8 @@ class OpenChat:
         """The question that a message is or answers becomes the end of the branch; None: there is none."""
         for index in range(self._index(message), -1, -1):
             if self.branch[index].role == "user":
+                self.history.open_at(self.chat.id, self.branch[index].id)
                 self.branch = self.branch[: index + 1]
-                self.history.open_at(self.chat.id, self.branch[-1].id)
                 return self.branch[-1]
         return None
 
@@ -103,6 +107,17 @@ class OpenChat:
         forget_state(self.chat.id)
         self.start_anew()
 
+    @property
+    def end(self) -> int | None:
+        """The message that the next one follows."""
+        return self.branch[-1].id if self.branch else None
+
+    def keep_anew(self) -> None:
+        """The open branch as a new chat, after somebody else has deleted it."""
+        leaf = self.branch[-1].id if self.branch else None
+        kept = self.history.put(replace(self.chat, leaf=leaf), self.branch)
+        self.open(kept.id)
+
     def fork(self) -> None:
         """The open branch as a chat of its own, which is open then."""
         self.open(self.history.copy_chat(self.branch[-1].id).id)
@@ -137,9 +152,12 @@ class OpenChat:
 
     def _add(self, parent: int | None, role: Any, text: str, attachments: Sequence[Attachment]) -> Message:
         if self.is_new:
+            today = now()
             title = self.chat.title or " ".join(text.split())[:_TITLE]
-            about = self.chat
-            self.chat = self.history.new_chat(title, model=about.model, system=about.system, sampling=about.sampling)
+            first = Message(1, NEW, None, role, text, "", 0.0, "complete", None, tuple(attachments), today)
+            about = replace(self.chat, title=title, created=today, changed=today, leaf=first.id)
+            self.open(self.history.put(about, [first]).id)
+            return self.branch[-1]
         message = self.history.add(self.chat.id, parent, role, text, attachments)
         self._cut(parent)
         self.branch.append(message)
@@ -149,7 +167,7 @@ class OpenChat:
         self.branch = [] if parent is None else self.branch[: self._index(parent) + 1]
 
     def _index(self, message: int) -> int:
-        return next((index for index, one in enumerate(self.branch) if one.id == message), len(self.branch) - 1)
+        return next(index for index, one in enumerate(self.branch) if one.id == message)
 
 
 def _place(message: int, versions: Sequence[int]) -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +17,7 @@ from textual.widgets.option_list import Option
 
 from phi4local.chats import clean
 from phi4local.printing import printable_lines
+from ui.dialogs import shown
 
 _LONG_PASTE = 20_000  # characters: more becomes a file of its own, because an editor of a few lines is no place for it
 
@@ -147,6 +149,13 @@ class Prompt(TextArea):
     def _choosing(self) -> OptionList | None:
         return self.choices if self.choices is not None and self.choices.display else None
 
+    def close_choices(self) -> bool:
+        """Take the list of files away; whether there was one."""
+        choices = self._choosing
+        if choices is not None:
+            choices.display = False
+        return choices is not None
+
     def action_complete(self) -> None:
         """Write the chosen file, or leave the text."""
         choices = self._choosing
@@ -191,11 +200,11 @@ def mention_before(line: str) -> str | None:
     return None if any(c.isspace() for c in typed) else typed
 
 
-def show_choices(choices: OptionList, paths: list[str], folder: Path) -> None:
+def show_choices(choices: OptionList, paths: Sequence[str], folder: Path | None) -> None:
     """The files that may be meant, or nothing."""
     choices.clear_options()
-    choices.add_options([Option(path, id=path) for path in paths])
+    choices.add_options([Option(shown(path), id=path) for path in paths])
     choices.display = bool(paths)
-    choices.border_title = str(folder)
+    choices.border_title = shown(str(folder or ""))
     if paths:
         choices.highlighted = 0

@@ -144,6 +144,8 @@ class SettingsScreen(ModalScreen[Settings | None]):
 
     CSS_PATH = "settings.tcss"
     AUTO_FOCUS = "TextArea"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-wide")]  # noqa: RUF012  both declared so by Screen
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (20, "-high")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "save", "Save", id="settings.save", tooltip="Keep this for the chat", priority=True),
         Binding("escape", "cancel", "Cancel", id="settings.cancel", tooltip="Change nothing", priority=True),
@@ -235,6 +237,8 @@ class SettingsScreen(ModalScreen[Settings | None]):
             button = self.query_one(f"#{_button_id(preset)}", Button)
             button.label = Content(f"{'●' if preset is active else '○'} {preset.title}")
             button.set_class(preset is active, "-active")
+            if preset is active:  # a narrow screen does not hold them all
+                self.call_after_refresh(button.scroll_visible, animate=False)
         self.query_one(".note", Label).update(self._sets(active))
 
     def _sets(self, preset: Preset | None) -> str:

@@ -107,14 +107,19 @@ class Summarised(Fact):
 
 @dataclass
 class DropCounted(Fact):
-    """With which message a shortened conversation would begin, and how many tokens it would take."""
+    """With which message a shortened conversation would begin, and how many tokens it would take.
 
+    `asked`: the number of the request; an answer to an earlier one may come late.
+    """
+
+    asked: int
     index: int
     tokens: int
 
 
 @dataclass
 class LongerFound(Fact):
+    asked: int
     longer: Longer | str
 
 

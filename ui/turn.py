@@ -10,7 +10,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from phi4local.chats import Message
+from phi4local.chats import Attachment, Message
 from phi4local.printing import printable
 from phi4local.units import duration, file_size
 from ui.blocks import Body, Look, source_lines
@@ -55,6 +55,7 @@ class Turn:
         self.speaker = speaker  # the name at the head of an answer
         self.note = ""  # what happens before the first word, or why the answer ended
         self.rule = ""  # what the line above this message says
+        self.summary = ""  # what the model is told instead of the messages above that line
         self.answering = False
         self._thinking_open = False
         self._source = False
@@ -157,17 +158,17 @@ class Turn:
         return 3 + text.count("\n") + len(text) // max(10, width)
 
     def _rule_lines(self, width: int, looks: Looks) -> list[Strip]:
-        return [_line(f"── {self.rule} ──", looks.told, width), _BLANK] if self.rule else []
+        if not self.rule:
+            return []
+        summary = source_lines(self.summary, width, _dimmed(looks)) if self.summary else ()
+        return [_line(f"── {self.rule} ──", looks.told, width), *summary, _BLANK]
 
     def _head(self) -> str:
         name = "You" if self.message.role == "user" else printable(self.speaker, limit=60)
         return f"{name}  ‹ {self.place.number} of {self.place.of} ›" if self.place.of > 1 else name
 
     def _attached(self, width: int, looks: Looks) -> list[Strip]:
-        return [
-            _line(f"+ {printable(one.name)}, {file_size(one.bytes)}, {one.tokens:,} tokens", looks.body.dim, width)
-            for one in self.message.attachments
-        ]
+        return [_line(_attachment(one), looks.body.dim, width) for one in self.message.attachments]
 
     def _thought(self, width: int, looks: Looks) -> list[Strip]:
         thinking = self.message.thinking
@@ -199,6 +200,15 @@ class Turn:
             return [_line(self.note, looks.body.dim, width)] if waiting and self.note else []
         said = self.note or (_ENDS.get(self.message.state, "") if self.message.role == "assistant" else "")
         return [strip for line in said.splitlines() for strip in source_lines(f"■ {line}", width, _warned(looks))]
+
+
+def _attachment(one: Attachment) -> str:
+    cost = f", {one.tokens:,} tokens" if one.tokens else ""
+    return f"+ {printable(one.name)}, {file_size(one.bytes)}{cost}"
+
+
+def _dimmed(looks: Looks) -> Look:
+    return replace(looks.body, text=looks.body.dim)
 
 
 def _warned(looks: Looks) -> Look:

@@ -133,14 +133,14 @@ class TurnView(ScrollView, can_focus=True):
         try:
             width = self._known[0] if self._known else 0
             self._known = manner = self._text_width, self._looks()
-            before = self._column.height_of(spot.index) if spot else 0
+            before = self._column.height_of(spot.turn) if spot else 0
             if self.turns:
                 end = Spot(len(self.turns) - 1, len(self.turns[-1].lines(*manner)))
                 self._column.make_around(spot or end, 2 * self.size.height, 2 * self.size.height, manner)
             self._column.measure(manner[0])
             if spot and before and width != manner[0] and spot.within > 0:
                 # about the same words of a message that has more or fewer lines now
-                spot = Spot(spot.index, spot.within * self._column.height_of(spot.index) // before)
+                spot = Spot(spot.turn, spot.within * self._column.height_of(spot.turn) // before)
             self._set_height()
             goal = self._column.line(spot) if spot else self.max_scroll_y
             self.scroll_to(y=goal, animate=False, force=True)  # the scrollbar may not be there yet

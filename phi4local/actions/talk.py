@@ -143,10 +143,10 @@ def answer(
     except Phi4LocalError as caught:
         error = caught
     except GeneratorExit:
-        written.end("stopped", None)
+        written.end("stopped")
         raise
     reason = finish.reason if finish else "error"
-    unsaved = written.end(_STATE_OF[reason], finish)
+    unsaved = written.end(_STATE_OF[reason], finish, error)
     yield Answered(written.message, finish, error, unsaved)
 
 
@@ -177,16 +177,19 @@ class _Written:
             return error
         return None
 
-    def end(self, state: State, finish: Finish | None) -> Phi4LocalError | None:
+    def end(
+        self, state: State, finish: Finish | None = None, error: Phi4LocalError | None = None
+    ) -> Phi4LocalError | None:
         """The answer as it stays; what keeps it from the disk."""
         cost = dataclasses.asdict(finish.stats) | {"reason": finish.reason} if finish else {}
+        why = {"error": error.message} if error else {}
         self.message = dataclasses.replace(
             self.message,
             text=self._text("answer"),
             thinking=self._text("thinking"),
             thinking_seconds=self._thinking_seconds,
             state=state,
-            stats={"model": self._model, **cost},
+            stats={"model": self._model, **cost, **why},
         )
         return save(self._history, self.message)
 
