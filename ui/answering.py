@@ -122,9 +122,10 @@ class AnsweringScreen(Screen[None]):
         """Let the model answer the question at the end of the branch; `again`: otherwise than before."""
         self.waiting = self.talk.branch[-1].id
         self.try_to_save()
-        if self.model.opened is None and self._state != "loading":
+        loads = self._state == "loading"
+        if self.model.opened is None and not loads:
             self.model.open(self.choice)
-        self._set_state("reading" if self.model.opened else "loading")
+        self._set_state("reading" if self.model.opened and not loads else "loading")
         self.model.ask(self.talk.history, self.talk.chat, self.talk.branch, again=again)
 
     def stop_answer(self) -> None:

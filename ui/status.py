@@ -36,6 +36,7 @@ from ui.latency import PERCENTILES, Latency, latency_of, percentile
 if TYPE_CHECKING:
     from phi4local.actions.chat import Opened
 
+_BESIDE = 100  # cells; on fewer the panel covers the chat instead of standing beside it
 _SECONDS = 60  # of the machine's memory are remembered
 _LABEL = 10  # cells before a fact
 _MOST_NOTE = 500  # characters
@@ -316,8 +317,13 @@ class StatusLine(Horizontal):
             said.parts = parts
 
     def on_resize(self, event: events.Resize) -> None:
-        self.set_class(event.size.width < 100, "-narrow")
-        self.set_class(event.size.width >= 140, "-wide")
+        width = event.size.width
+        self.set_class(width < 60, "-slim")
+        self.set_class(width < _BESIDE, "-narrow")
+        self.set_class(width >= 140, "-wide")
+        # Breakpoints of the screen would be late: they are not looked at while another screen is over it.
+        for panel in self.screen.query(StatusPanel):
+            panel.set_class(width < _BESIDE, "-over")
 
     @on(events.Click)
     def _press(self, event: events.Click) -> None:
