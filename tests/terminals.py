@@ -22,7 +22,11 @@ END = "<|im_end|>"
 
 
 def program(
-    *arguments: str | Path, width: int = 80, height: int = 24, env: Mapping[str, str] | None = None, folder: Path | None = None
+    *arguments: str | Path,
+    width: int = 80,
+    height: int = 24,
+    env: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Terminal:
     """The program in a terminal of its own; it may not ask the network."""
     offline = {"HF_HUB_OFFLINE": "1"}

@@ -19,7 +19,7 @@ from phi4local.actions.chat import Located, Opened, open_model
 from phi4local.backends import open_engine
 from phi4local.backends.llamacpp import Host, LlamaCppEngine
 from phi4local.backends.load_settings import LoadSettings
-from phi4local.cli import chat
+from phi4local.cli import lines as chat
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Engine, Finish, GenerationOptions, Session
 from phi4local.errors import BackendError, NotFound, UsageError

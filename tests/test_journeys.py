@@ -55,6 +55,7 @@ def browse(terminal: Terminal) -> None:
 
 def find(terminal: Terminal, text: str, count: str) -> None:
     """Type into the search box, and go on with what is found first."""
+    settled(terminal)
     terminal.type(text)
     terminal.wait_for(count)
     terminal.press("Enter")
@@ -143,6 +144,21 @@ def test_an_old_chat_is_found_and_goes_on(nano: Path) -> None:
     messages = kept(nano)
     asked = next(one for one in messages if one.text == "What is 2 + 2?")
     assert next(one for one in messages if one.id == asked.parent).text == "4 + 1 = 5."
+
+
+def test_what_is_typed_after_the_key_for_searching_is_searched_for(nano: Path) -> None:
+    """Somebody types on at once: no letter is taken for a key of the list, as `d` and then `y` would be."""
+    with program() as terminal:
+        terminal.wait_for(READY)
+        ask(terminal, SUM, ANSWER)
+        terminal.press("C-g")
+        for letter in "daily":
+            time.sleep(0.1)
+            terminal.type(letter)
+        screen = settled(terminal)
+        leave(terminal)
+    assert [one.text for one in kept(nano)] == [SUM, ANSWER]
+    assert "daily" in screen
 
 
 def test_a_chat_is_exported_twice(nano: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The chat on the screen when its disk is full or read-only: it says so, goes on, and loses nothing that it was given."""
+"""The chat on the screen when its disk is full or read-only: it says so, goes on, and loses nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def small(home: Path) -> Iterator[Path]:
     """The test's home on a file system of 4 MB of its own."""
     home.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", home]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(home)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system needs root")
     yield home

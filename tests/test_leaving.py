@@ -32,9 +32,7 @@ def test_ctrl_c_stops_an_answer_and_the_next_works(home: Path, words: Path) -> N
         send(terminal, "Go on")
         terminal.wait_for("w0020")
         terminal.press("C-c")
-        start = time.monotonic()
         terminal.wait_for("■ stopped", SOON)
-        print(f"\nstopped after {time.monotonic() - start:.2f} s")
         terminal.wait_for(READY)
         terminal.type("half a question")
         terminal.press("C-c")  # empties it
@@ -106,10 +104,8 @@ def test_leaving_takes_no_time_and_leaves_nothing(home: Path, words: Path, momen
         start = time.monotonic()
         terminal.press("C-q")
         code = terminal.exit_code()
-        took = time.monotonic() - start
-        print(f"\n{moment.__name__}: left after {took:.2f} s")
+        assert time.monotonic() - start < SOON
         assert code == 0
-        assert took < SOON
         check_gone(family)
     if moment is while_answering:
         assert kept(home)[-1].text.startswith("w0000 w0001")

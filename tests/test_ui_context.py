@@ -13,7 +13,7 @@ import pytest
 from textual import on
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
-from textual.widgets import OptionList
+from textual.widgets import Label, OptionList
 
 from phi4local.actions.chat import Opened, open_model
 from phi4local.actions.longer import Longer, doubled, longer_context
@@ -198,7 +198,7 @@ def test_facts_that_come_later() -> None:
         assert options.highlighted == 0
         await pilot.press("down", "down")
         assert options.highlighted == 3
-        screen.set_longer("The model was trained for [red]16,384[/] tokens \x1b[31m" + "and so on " * 20)
+        screen.set_longer("The model was trained for [red]16,384[/] tokens \x1b[31m" + "and so on " * 15)
         assert "…" not in text_of(screen)
         assert "[red]16,384[/]" in text_of(screen)
         assert "\x1b" not in text_of(screen)
@@ -208,6 +208,50 @@ def test_facts_that_come_later() -> None:
         await pilot.press("3", "1")
 
     assert chosen(deeds, full(None, None, shortened=False)) == [Choice.DROP]
+
+
+def test_no_model_no_longer_context_and_a_long_reason() -> None:
+    async def deeds(pilot: Pilot[None]) -> None:
+        screen = cast(ContextScreen, pilot.app.screen)
+        options = screen.query_one(OptionList)
+        screen.set_drop(Drop(0, 0))
+        screen.set_longer("No model is open \x1b[2J" + "and so on " * 200)
+        await pilot.pause()
+        assert "being counted" not in text_of(screen)
+        assert "being asked" not in text_of(screen)
+        assert text_of(screen).count("…") == 1  # the end of the reason
+        assert [option.disabled for option in options.options] == [True, True, True, False, False]
+        assert options.highlighted == 3
+        assert options.region in screen.region
+        assert options.virtual_size.height == options.region.height
+        await pilot.press("1", "2", "3", "enter")
+
+    assert chosen(deeds, full(None, None)) == [Choice.NEW]
+
+
+@pytest.mark.parametrize(
+    ("used", "said"),
+    [
+        (16_321, "63 tokens left: that is too little for an answer"),
+        (16_383, "1 token left: that is too little for an answer"),
+        (16_384, "leave no room for an answer"),
+        (16_900, "leave no room for an answer"),
+        (16_320, "There is room."),
+        (None, "What the model is told can be made shorter"),
+    ],
+)
+@pytest.mark.parametrize("size", [(80, 24), (40, 12)])
+def test_the_sentence_says_what_the_budget_says(used: int | None, said: str, size: tuple[int, int]) -> None:
+    async def deeds(pilot: Pilot[None]) -> None:
+        text = str(pilot.app.screen.query_one(".note", Label).content)
+        if size == (80, 24):
+            assert said in text
+            assert ("Nothing was sent" in text) == (used is not None and used > 16_320)
+        assert not ("no room" in text.lower() and used is not None and used < 16_384)
+        budget = pilot.app.screen.query_one(Budget).render().plain
+        assert used is None or f"{16_384 - used:,} left" in budget or "too many" in budget
+
+    chosen(deeds, ContextScreen(used, 16_384, DROP, LONGER, True), size)
 
 
 def test_facts_that_come_too_late_or_too_early() -> None:

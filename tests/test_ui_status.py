@@ -13,6 +13,7 @@ from textual import on
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal
 from textual.pilot import Pilot
+from textual.screen import ModalScreen
 from textual.widgets import Label
 
 from phi4local.actions.chat import Located, Opened
@@ -55,6 +56,7 @@ class Host(App[None]):
     """An app with both."""
 
     CSS_PATH = Path(__file__).parents[1] / "ui" / "status.tcss"
+    CSS = "Screen { layers: base panel; } #chat { width: 1fr; }"
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,6 +64,7 @@ class Host(App[None]):
 
     def compose(self) -> ComposeResult:
         with Horizontal():
+            yield Label("What was said", id="chat")
             yield StatusPanel()
         yield StatusLine()
 
@@ -182,6 +185,23 @@ def test_the_panel_leaves_room_and_scrolls_by_key(tmp_path: Path, size: tuple[in
         await until(pilot, lambda: notes.region.bottom <= app.panel.region.bottom)
         await pilot.press("escape")
         await until(pilot, lambda: app.told == ["StatusPanel.Closed"])
+
+    run(deeds, size)
+
+
+@pytest.mark.parametrize(
+    ("size", "chat", "panel"), [((120, 40), 84, 36), ((99, 30), 99, 36), ((40, 12), 40, 36), ((30, 12), 30, 30)]
+)
+def test_the_panel_covers_the_chat_where_there_is_no_room(size: tuple[int, int], chat: int, panel: int) -> None:
+    async def deeds(pilot: Pilot[None], app: Host) -> None:
+        await until(pilot, lambda: app.query_one("#chat").region.width == chat)
+        assert app.panel.region.width == panel
+        assert app.panel.region.right == size[0]
+        await pilot.click(StatusPanel, offset=(5, 1))  # it is in front
+        app.push_screen(ModalScreen())
+        await pilot.resize_terminal(120, 40)
+        app.pop_screen()
+        await until(pilot, lambda: app.query_one("#chat").region.width == 84)
 
     run(deeds, size)
 

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual import events
+from textual._xterm_parser import BRACKETED_PASTE_END as END
+from textual._xterm_parser import BRACKETED_PASTE_START as START
 from textual._xterm_parser import XTermParser
 from textual.message import Message
 
 from ui import terminal
-from ui.terminal import END, START, PasteParser
+from ui.terminal import PasteParser
 
 ROOT = Path(__file__).parents[1]
 EVIL = "line1\r\tindented\r\x1b]52;c;aGk=\x07 evil \x1b[31mred\r\x11\x03last\x1b"
 RESTORED = ("\x1b[?1000l", "\x1b[?1003l", "\x1b[?1006l", "\x1b[?2004l", "\x1b[<u", "\x1b[?1049l", "\x1b[?25h")
-# An app that writes down what it is told, a JSON value a line; DRIVER is the web's where TEXTUAL_DRIVER says so.
+# An app that writes down what it is told, one JSON array a line.
 APP = """
 import json, sys, time
 from typing import Any
@@ -51,7 +57,7 @@ class Probe(App[None]):
         if event.key == "z":
             time.sleep(60)
         if event.key == "b":
-            self.set_interval(0.01, lambda: self._driver.write("busy" * 100))
+            self.set_interval(0.01, lambda: [self._driver.write("busy" * 100) for _ in range(50)])
 
     def on_paste(self, event: Any) -> None:
         self.say("paste", event.text)
@@ -67,33 +73,44 @@ sys.exit(app.return_code)
 """
 
 
+def said(log: Path) -> list[list[str]]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def wait_for(log: Path, what: list[str], meanwhile: Callable[[], None] = lambda: time.sleep(0.02)) -> list[list[str]]:
+    end = time.monotonic() + 15
+    while what not in (found := said(log)):
+        assert time.monotonic() < end, found
+        meanwhile()
+    return found[1:]
+
+
 class Probe:
     """That app in a terminal of its own."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, ignore_sighup: bool = False) -> None:
         self._log = log
-        self.child = pexpect.spawn(
-            sys.executable, ["-c", APP, str(log)], cwd=str(ROOT), timeout=20, dimensions=(24, 80), encoding=None
+        self.child: Any = pexpect.spawn(
+            sys.executable,
+            ["-c", APP, str(log)],
+            cwd=str(ROOT),
+            timeout=20,
+            dimensions=(24, 80),
+            ignore_sighup=ignore_sighup,
         )
         self.child.delaybeforesend = None
         self.screen = b""
 
     def said(self) -> list[list[str]]:
-        return [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.exists() else []
+        return said(self._log)
 
-    def wait_for(self, what: list[str], seconds: float = 15) -> list[list[str]]:
-        """What it was told until `what`, without the events of the terminal."""
-        end = time.monotonic() + seconds
-        while what not in (said := self.said()):
-            assert time.monotonic() < end, said
-            self.read(0.02)
-        return said[1:]
+    def wait_for(self, what: list[str]) -> list[list[str]]:
+        """What it was told until `what`; the terminal is read meanwhile."""
+        return wait_for(self._log, what, lambda: self.read(0.02))
 
     def read(self, seconds: float) -> None:
-        try:
+        with contextlib.suppress(pexpect.TIMEOUT, pexpect.EOF):
             self.screen += self.child.read_nonblocking(65536, seconds)
-        except (pexpect.TIMEOUT, pexpect.EOF):
-            pass
 
     def type(self, text: str) -> None:
         os.write(self.child.child_fd, text.encode())
@@ -106,14 +123,20 @@ class Probe:
         return self.child.exitstatus, self.child.signalstatus
 
 
+@contextlib.contextmanager
+def running(log: Path, ignore_sighup: bool = False) -> Iterator[Probe]:
+    probe = Probe(log, ignore_sighup)
+    try:
+        probe.wait_for(["ready"])
+        yield probe
+    finally:
+        probe.child.close(force=True)
+
+
 @pytest.fixture
 def probe(tmp_path: Path) -> Iterator[Probe]:
-    running = Probe(tmp_path / "log")
-    try:
-        running.wait_for(["ready"])
-        yield running
-    finally:
-        running.child.close(force=True)
+    with running(tmp_path / "log") as probe:
+        yield probe
 
 
 # ---- the parser ----
@@ -152,7 +175,7 @@ CUTS = st.lists(st.integers(0, 90), max_size=8) | st.just(list(range(90)))
 
 def cut(stream: str, cuts: list[int]) -> list[str]:
     ends = sorted({min(one, len(stream)) for one in cuts} | {0, len(stream)})
-    return [stream[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [stream[start:end] for start, end in itertools.pairwise(ends)]
 
 
 @settings(max_examples=300)
@@ -288,11 +311,31 @@ def test_a_second_sigterm_ends_at_once(probe: Probe) -> None:
     assert probe.code() == (None, signal.SIGTERM)
 
 
+@pytest.mark.parametrize("with_nohup", [False, True])
 @pytest.mark.parametrize("busy", [False, True])
-def test_a_terminal_that_is_closed_ends_the_app(probe: Probe, busy: bool) -> None:
-    if busy:  # it writes all the time
-        probe.type("b")
-        probe.wait_for(["key", "b"])
-    probe.child.ptyproc.fileobj.close()
-    assert (probe.child.wait(), probe.child.signalstatus) == (0, None)
-    assert probe.said()[-2:] == [["quit"], ["gone"]]
+def test_a_terminal_that_is_closed_ends_the_app(tmp_path: Path, busy: bool, with_nohup: bool) -> None:
+    with running(tmp_path / "log", with_nohup) as probe:
+        if busy:  # it writes all the time
+            probe.type("b")
+            probe.wait_for(["key", "b"])
+        probe.child.ptyproc.fileobj.close()
+        assert (probe.child.wait(), probe.child.signalstatus) == (0, None)
+        assert probe.said()[-2:] == [["quit"], ["gone"]]
+
+
+def test_a_paste_in_a_browser_is_one_text(tmp_path: Path) -> None:
+    """The driver there reads packets: a letter, four bytes of length, as many of payload."""
+    log = tmp_path / "log"
+    sent = f"{START}{EVIL}{END}q".encode()
+    env = os.environ | {"TEXTUAL_DRIVER": "ui.web_driver:Driver"}
+    command = [sys.executable, "-c", APP, str(log)]
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as app:
+        assert app.stdin is not None
+        wait_for(log, ["ready"])
+        for payload in (sent[:40], sent[40:]):
+            app.stdin.write(b"D" + len(payload).to_bytes(4, "big") + payload)
+            app.stdin.flush()
+        said = wait_for(log, ["key", "q"])
+        app.stdin.close()
+        assert app.wait(20) == 0
+    assert [one for one in said if one[0] in ("paste", "key")] == [["paste", EVIL], ["key", "q"]]

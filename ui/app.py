@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.driver import Driver
 from textual.screen import Screen
 
 from phi4local.errors import Phi4LocalError
@@ -23,6 +25,8 @@ from ui.chat import ChatScreen
 from ui.keys import use_keys
 from ui.model_thread import Load
 from ui.open_chat import OpenChat
+from ui.prompt import one_kind_of_line
+from ui.terminal import instead_of, leaving_on_signals
 from ui.told import ModelChoice
 
 _DARK, _LIGHT = "textual-dark", "textual-light"
@@ -83,7 +87,24 @@ class ChatApp(App[None]):
         self.chat.begin(talk)
         self.theme_changed_signal.subscribe(self, lambda theme: _keep_theme(theme.name))
 
+    def get_driver_class(self) -> type[Driver]:
+        return instead_of(super().get_driver_class())
+
+    async def on_event(self, event: events.Event) -> None:
+        """What is pasted is text before anything sees it; Textual's own inputs would write its controls out."""
+        if isinstance(event, events.Paste):
+            try:
+                event.text = one_kind_of_line(event.text)
+            except Phi4LocalError as error:  # more than a text may be
+                self.chat.complain(error)
+                return
+        await super().on_event(event)
+
     # ---- leaving ----
+
+    async def run_async(self, **how: Any) -> None:
+        with leaving_on_signals(self):
+            await super().run_async(**how)
 
     async def action_quit(self) -> None:
         """Leave at once, also while an answer comes; what it has said is kept."""

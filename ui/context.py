@@ -42,7 +42,7 @@ _LOOKS = ("-calm", "-warning", "-full")
 _MOST_REASON = 1_000  # characters, of which as many are shown as there is room for
 _LOW = 20  # rows; on fewer the choices come first
 _LINES = ((4, 4), (1, 4), (0, 4), (0, 1), (0, 0))  # of the detail of a choice that is open, or not
-_AROUND, _AROUND_LOW = 11, 3  # rows of the screen that are not the list's
+_AROUND, _AROUND_LOW = 9, 3  # rows of the screen that are not the list's: without the note, and with it
 
 
 class Budget(Widget):
@@ -242,12 +242,13 @@ class ContextScreen(ModalScreen[Choice | None]):
 
         Nothing is marked before the first choice is known: Enter must not do something else than it will soon.
         """
-        is_low = self.app.size.height < _LOW
-        for note in self.query(".note").results(Label):
-            note.update(situation(self._used_tokens, self._context_tokens)[is_low])
-        for options in self.query(OptionList):
+        for options in self.query(OptionList):  # there is none before the screen is shown
+            is_low = self.app.size.height < _LOW
+            note = situation(self._used_tokens, self._context_tokens)[is_low]
+            self.query_one(".note", Label).update(note)
             width = options.scrollable_content_region.width or self.app.size.width
-            rows = self.app.size.height - (_AROUND_LOW if is_low else _AROUND)
+            around = _AROUND_LOW if is_low else _AROUND + len(textwrap.wrap(note, width))
+            rows = self.app.size.height - around
             for choice, prompt in zip(self._choices, self._prompts(width, rows), strict=True):
                 offer = self._offer(choice)
                 options.replace_option_prompt(choice, prompt)

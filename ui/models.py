@@ -310,7 +310,7 @@ class ModelsScreen(Screen[str | None]):
             self._begin(f"Looking at {typed}", lambda tell: acquiring.model_file(typed, tell), self._open_file)
 
     def _open_file(self, path: Path) -> None:
-        if self.is_current:
+        if self.is_active:
             self.dismiss(str(path))
         else:  # the help is over this screen: the file is there when it closes
             self._files.append(path)

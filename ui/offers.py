@@ -20,7 +20,7 @@ from ui.acquiring import Offered
 from ui.dialogs import Line
 
 _USUAL_BUILD = "Q4_K_M"
-_WIDTHS = [(0, "-narrow"), (60, "-wide")]
+_WIDTHS = [(0, "-narrow"), (76, "-wide")]
 _HEIGHTS = [(0, "-low"), (20, "-high")]
 
 

@@ -144,7 +144,7 @@ class SettingsScreen(ModalScreen[Settings | None]):
 
     CSS_PATH = "settings.tcss"
     AUTO_FOCUS = "TextArea"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-wide")]  # noqa: RUF012  both declared so by Screen
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (76, "-wide")]  # noqa: RUF012  both declared so by Screen
     VERTICAL_BREAKPOINTS = [(0, "-low"), (20, "-high")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "save", "Save", id="settings.save", tooltip="Keep this for the chat", priority=True),

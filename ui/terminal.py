@@ -155,19 +155,21 @@ class TerminalDriver(LinuxDriver):
             while not self.exit_event.is_set():
                 if selector.select(_GLANCE_SECONDS):
                     data = self._read()
-                    if not data:
+                    if data == b"":
                         break
-                    if text := decode(data):
+                    if text := decode(data or b""):
                         self._process(parser.feed(text))
                 self._process(parser.tick())
         if not self.exit_event.is_set() and self.fileno in self._terminals:
             self._let_go()
             _ask_to_leave(self._app, self._loop)
 
-    def _read(self) -> bytes:
-        """What came; nothing: the terminal is gone."""
+    def _read(self) -> bytes | None:
+        """What came; None: another has read it; no bytes: the input has ended."""
         try:
             return os.read(self.fileno, _READ_BYTES)
+        except BlockingIOError:
+            return None
         except OSError:
             return b""
 
@@ -179,7 +181,8 @@ class TerminalDriver(LinuxDriver):
         """Put nothing in the place of a terminal that is gone, so that no writing fails, here or at Python's exit."""
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in self._terminals:
-            os.dup2(nothing, number)
+            if not os.isatty(number):  # else something else has failed
+                os.dup2(nothing, number)
         os.close(nothing)
 
 
