@@ -20,7 +20,7 @@ SAID = re.compile(r"w\d{4}")
 def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A model on another disk that talks for some seconds, and what it says."""
     path = tmp_path_factory.mktemp("words") / "words.gguf"
-    return path, write_counting(path, 2000)
+    return path, write_counting(path, 1500)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_an_answer_is_told_and_kept_when_there_is_room_again(small: Path, words:
         terminal.wait_for(SAID)
         fill(small)
         terminal.wait_for("The answer is not on disk")
-        terminal.wait_for("w1999", 60)
+        terminal.wait_for("w1499", 60)
         terminal.wait_for(READY)
         (small / "other").unlink()
         send(terminal, "Go on")

@@ -42,7 +42,7 @@ class Attachments(Horizontal):
         Binding("delete,backspace", "remove", "Remove", id="attachments.remove", tooltip="Take the file out again"),
     ]
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002  the name that Textual uses
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._files: list[File] = []
 

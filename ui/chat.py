@@ -126,6 +126,12 @@ class ChatScreen(NavigatingScreen):
         if not self.talk.branch:
             self.prompt.focus()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        if action == "stop":
+            busy = self.waiting is not None or self._editing is not None or self.composer.can_be_stopped
+            return busy or not self.prompt.has_focus
+        return True
+
     # ---- asking ----
 
     @on(Composer.Asked)

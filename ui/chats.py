@@ -86,7 +86,8 @@ class ChatsScreen(Screen[Chosen | None]):
         super().__init__()
         self._history = history
         self._current = current
-        self._searching = searching
+        if searching:  # from the first key on: a letter that meant the search must not act on a chat
+            self.AUTO_FOCUS = "SearchBox"  # type: ignore[misc]  # Textual asks the instance
         self._on_delete = on_delete
         self._errands = Errands(self)
         self._is_on_chat = True  # until the list is read, so that the keys are shown once
@@ -99,8 +100,6 @@ class ChatsScreen(Screen[Chosen | None]):
 
     def on_mount(self) -> None:
         self._errands.start()
-        if self._searching:
-            self.call_after_refresh(self.action_search)
         self._finder.load(self._current)
 
     def on_unmount(self) -> None:

@@ -107,6 +107,11 @@ class Composer(Vertical):
         """Take the list of files away; whether there was one."""
         return self.prompt.close_choices()
 
+    @property
+    def can_be_stopped(self) -> bool:
+        """Whether Esc has something to do here."""
+        return self._asking is not None or self.prompt.is_choosing
+
     @on(Prompt.Sent)
     def _send(self, event: Prompt.Sent) -> None:
         event.stop()

@@ -22,6 +22,7 @@ from textual.widgets import Button, Footer, Input, Label, OptionList
 
 from phi4local.chats import clean
 from phi4local.printing import printable, printable_lines
+from ui.in_order import InOrder
 
 _MOST_SHOWN = 2_000
 
@@ -31,8 +32,13 @@ def shown(text: str, limit: int = 200) -> Content:
     return Content(printable(clean(text[:limit]), limit=limit))
 
 
-class Line(Input):
+class Line(InOrder, Input):
     """An Input that holds no control, even where one is pasted or given; characters keep their places."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        # The Input's own, named for the Footer.
+        Binding("enter", "submit", "OK", id="ask.accept", tooltip="Take this text"),
+    ]
 
     def validate_value(self, value: str) -> str:
         return printable_lines(clean(value)).translate({ord("\n"): " ", ord("\t"): " "})
@@ -44,8 +50,6 @@ class Ask(ModalScreen[str | None]):
     CSS_PATH = "dialogs.tcss"
     AUTO_FOCUS = "Line"
     BINDINGS: ClassVar[list[BindingType]] = [
-        # Before the Input's own, so that the Footer names it and a click there works.
-        Binding("enter", "accept", "OK", id="ask.accept", tooltip="Take this text", priority=True),
         Binding("escape", "cancel", "Cancel", id="ask.cancel", tooltip="Change nothing", priority=True),
         Binding(
             "down", "choose(1)", "Choose", key_display="↑↓", id="ask.next", tooltip="The next choice", priority=True
@@ -103,8 +107,9 @@ class Ask(ModalScreen[str | None]):
         line.value = self._choices[index]
         line.cursor_position = len(line.value)
 
-    def action_accept(self) -> None:
-        self.dismiss(self.query_one(Line).value)
+    @on(Line.Submitted)
+    def _accept(self, event: Line.Submitted) -> None:
+        self.dismiss(event.value)
 
     def action_cancel(self) -> None:
         self.dismiss(None)

@@ -36,10 +36,12 @@ def sections() -> dict[str, type]:
     """The places whose keys can be changed, in the order of the help."""
     from ui.app import ChatApp
     from ui.attachments import Attachments
+    from ui.build_list import BuildList
     from ui.chat import ChatScreen
     from ui.chats import ChatsScreen
     from ui.context import ContextScreen
     from ui.models import ModelsScreen
+    from ui.offers import FolderForm, Offer
     from ui.prompt import Prompt
     from ui.settings import SettingsScreen
     from ui.status import StatusPanel
@@ -52,6 +54,9 @@ def sections() -> dict[str, type]:
         "Messages": Transcript,
         "Attached files": Attachments,
         "Models": ModelsScreen,
+        "Builds": BuildList,
+        "Getting a build": Offer,
+        "A build from a folder": FolderForm,
         "All chats": ChatsScreen,
         "Settings of a chat": SettingsScreen,
         "A full context": ContextScreen,

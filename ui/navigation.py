@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textual import on
 
@@ -12,13 +14,15 @@ from phi4local.errors import NotFound, Phi4LocalError
 from ui import told
 from ui.answering import AnsweringScreen
 from ui.chat_files import FORMATS, current_folder, target, write_chat
-from ui.chats import ChatsScreen, Chosen
 from ui.context import Budget, Choice, ContextScreen, Drop
 from ui.dialogs import Ask, Confirm
 from ui.model_thread import Load
 from ui.prompt import Prompt
-from ui.settings import Settings, SettingsScreen
 from ui.told import ModelChoice
+
+if TYPE_CHECKING:
+    from ui.chats import Chosen
+    from ui.settings import Settings
 
 
 class NavigatingScreen(AnsweringScreen):
@@ -27,6 +31,7 @@ class NavigatingScreen(AnsweringScreen):
     def __init__(self, choice: ModelChoice, load: Load | None = None) -> None:
         super().__init__(choice, load)
         self._fullness: ContextScreen | None = None
+        self._opened_files: dict[Path, None] = {}  # in their order
         self._asked = 0  # which opening of the dialog this is
         self._drop_at: int | None = None
         self._longer_tokens: int | None = None
@@ -45,7 +50,8 @@ class NavigatingScreen(AnsweringScreen):
 
         opened = self.model.opened
         screen = ModelsScreen(
-            opened.label if opened else None,
+            self._same_model() if opened else None,
+            files=self._files(),
             given_back=given_back(opened.engine) if opened else None,
             first_run=first_run,
         )
@@ -53,7 +59,7 @@ class NavigatingScreen(AnsweringScreen):
 
     def _model_chosen(self, label: str | None) -> None:
         opened = self.model.opened
-        if label is None or (opened and label == opened.label and self._state != "loading"):
+        if label is None or (opened and label == self._same_model() and self._state != "loading"):
             return
         if self.waiting is not None:
             self.stop_answer()
@@ -70,6 +76,8 @@ class NavigatingScreen(AnsweringScreen):
     def _open_chats(self, *, searching: bool) -> None:
         if self._is_busy():
             return
+        from ui.chats import ChatsScreen
+
         current = None if self.talk.is_new else self.talk.chat.id
         screen = ChatsScreen(self.talk.history, current, searching=searching, on_delete=forget_state)
         self.app.push_screen(screen, self._chat_chosen)
@@ -148,6 +156,8 @@ class NavigatingScreen(AnsweringScreen):
         if opened is None:
             self.notify("The model is not loaded yet")
             return
+        from ui.settings import Settings, SettingsScreen
+
         chat = self.talk.chat
         screen = SettingsScreen(Settings(chat.system, chat.sampling), opened.options, opened.engine.info.context_tokens)
         self.app.push_screen(screen, self._settings_chosen)
@@ -164,12 +174,12 @@ class NavigatingScreen(AnsweringScreen):
         if opened is None:
             self.notify("The model is not loaded yet")
         elif not self._is_busy():
-            self._open_context(self.status.budget.used_tokens or 0, opened.engine.info.context_tokens)
+            self._open_context(self.status.budget.used_tokens, opened.engine.info.context_tokens)
 
     def too_long(self, error: TooLong) -> None:
         self._open_context(error.used_tokens, error.context_tokens)
 
-    def _open_context(self, used_tokens: int, context_tokens: int) -> None:
+    def _open_context(self, used_tokens: int | None, context_tokens: int) -> None:
         self._drop_at = self._longer_tokens = None
         self._fullness = ContextScreen(used_tokens, context_tokens, None, None, bool(self.talk.start))
         self.app.push_screen(self._fullness, self._way_chosen)
@@ -214,7 +224,14 @@ class NavigatingScreen(AnsweringScreen):
     def _same_model(self) -> str:
         assert self.model.opened is not None
         located = self.model.opened.located
-        return located.label if located.stored else str(located.path)
+        return located.label if located.stored else str(located.path.absolute())
+
+    def _files(self) -> list[Path]:
+        """The GGUFs outside the store that were opened since the program began."""
+        opened = self.model.opened
+        if opened and not opened.located.stored:
+            self._opened_files[opened.located.path.absolute()] = None
+        return list(self._opened_files)
 
     # ---- files ----
 

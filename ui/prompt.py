@@ -18,11 +18,12 @@ from textual.widgets.option_list import Option
 from phi4local.chats import clean
 from phi4local.printing import printable_lines
 from ui.dialogs import shown
+from ui.in_order import InOrder
 
 _LONG_PASTE = 20_000  # characters: more becomes a file of its own, because an editor of a few lines is no place for it
 
 
-class Prompt(TextArea):
+class Prompt(InOrder, TextArea):
     """A text of a few lines. Tells when it is to be sent; its owner empties it once it is on disk."""
 
     @dataclass
@@ -90,15 +91,6 @@ class Prompt(TextArea):
 
     # ---- keys ----
 
-    @on(events.Key)
-    async def _act(self, event: events.Key) -> None:
-        """Our keys in their turn among those that were typed: a binding with priority would overtake letters."""
-        active = None if event.is_printable else self.screen.active_bindings.get(event.key)
-        if active and active.node is self and (active.binding.id or "").startswith("prompt."):
-            event.stop()
-            event.prevent_default()
-            await self.run_action(active.binding.action)
-
     def action_send(self) -> None:
         if self._choosing:
             self.action_complete()
@@ -148,6 +140,10 @@ class Prompt(TextArea):
     @property
     def _choosing(self) -> OptionList | None:
         return self.choices if self.choices is not None and self.choices.display else None
+
+    @property
+    def is_choosing(self) -> bool:
+        return self._choosing is not None
 
     def close_choices(self) -> bool:
         """Take the list of files away; whether there was one."""
