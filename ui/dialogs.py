@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
@@ -22,7 +22,7 @@ from textual.widgets import Button, Footer, Input, Label, OptionList
 
 from phi4local.chats import clean
 from phi4local.printing import printable, printable_lines
-from ui.in_order import InOrder
+from ui.in_order import act_in_turn
 
 _MOST_SHOWN = 2_000
 
@@ -32,13 +32,17 @@ def shown(text: str, limit: int = 200) -> Content:
     return Content(printable(clean(text[:limit]), limit=limit))
 
 
-class Line(InOrder, Input):
+class Line(Input):
     """An Input that holds no control, even where one is pasted or given; characters keep their places."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         # The Input's own, named for the Footer.
         Binding("enter", "submit", "OK", id="ask.accept", tooltip="Take this text"),
     ]
+
+    @on(events.Key)
+    async def _act(self, event: events.Key) -> None:
+        await act_in_turn(self, event)
 
     def validate_value(self, value: str) -> str:
         return printable_lines(clean(value)).translate({ord("\n"): " ", ord("\t"): " "})

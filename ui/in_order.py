@@ -6,18 +6,15 @@ quickly, pasted or late over a slow line then gets another order. A widget for t
 
 from __future__ import annotations
 
-from textual import events, on
+from textual import events
 from textual.widget import Widget
 
 
-class InOrder(Widget):
-    """To be the first base of a widget for text."""
-
-    @on(events.Key)
-    async def _in_its_turn(self, event: events.Key) -> None:
-        active = None if event.is_printable else self.screen.active_bindings.get(event.key)
-        if active is None or active.node is not self or not active.enabled:
-            return
-        if await self.app.run_action(active.binding.action, self):
-            event.stop()
-            event.prevent_default()
+async def act_in_turn(widget: Widget, event: events.Key) -> None:
+    """Run the widget's own binding of a key now; to be called by its handler of `events.Key`."""
+    active = None if event.is_printable else widget.screen.active_bindings.get(event.key)
+    if active is None or active.node is not widget or not active.enabled:
+        return
+    if await widget.app.run_action(active.binding.action, widget):
+        event.stop()
+        event.prevent_default()

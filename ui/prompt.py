@@ -18,12 +18,12 @@ from textual.widgets.option_list import Option
 from phi4local.chats import clean
 from phi4local.printing import printable_lines
 from ui.dialogs import shown
-from ui.in_order import InOrder
+from ui.in_order import act_in_turn
 
 _LONG_PASTE = 20_000  # characters: more becomes a file of its own, because an editor of a few lines is no place for it
 
 
-class Prompt(InOrder, TextArea):
+class Prompt(TextArea):
     """A text of a few lines. Tells when it is to be sent; its owner empties it once it is on disk."""
 
     @dataclass
@@ -90,6 +90,10 @@ class Prompt(InOrder, TextArea):
         self.take(self.text.removeprefix(text) if self.text.startswith(text) else "")
 
     # ---- keys ----
+
+    @on(events.Key)
+    async def _act(self, event: events.Key) -> None:
+        await act_in_turn(self, event)
 
     def action_send(self) -> None:
         if self._choosing:
