@@ -123,8 +123,8 @@ def answer(
 ) -> Generator[Event]:
     """One answer to `question`, on disk from before its first word; closing the generator stops and keeps it.
 
-    `ask` begins the stream of a session; `model` is who answers. Ends with exactly one `Answered`, also when the engine fails (InsufficientResources, UsageError where not even the
-    empty answer can be kept).
+    `ask` begins the stream of a session; `model` is who answers. Ends with exactly one `Answered`, also when the engine
+    fails (InsufficientResources, UsageError where not even the empty answer can be kept).
     """
     written = _Written(history, history.begin_answer(question.chat, question.id), model)
     yield Begun(written.message)
