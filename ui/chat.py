@@ -273,7 +273,9 @@ class ChatScreen(NavigatingScreen):
         panel.display = not panel.display
 
     def action_browse(self) -> None:
-        self.transcript.focus()
+        """To the messages; where there are none their keys would swallow what is typed."""
+        if self.talk.branch:
+            self.transcript.focus()
 
     # ---- files ----
 

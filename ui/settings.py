@@ -46,6 +46,7 @@ class Field:
     least: int
     most: int | None
     meaning: str
+    unset: str = ""  # what holds where nothing is set, if that is not the model's own value
 
     def range(self, context_tokens: int) -> str:
         most = context_tokens if self.most is None else self.most
@@ -67,8 +68,8 @@ FIELDS = (
     Field("temperature", "Temperature", float, 0, 10, "0 always takes the likeliest word"),
     Field("top_k", "Top-k", int, 0, 1 << 20, "among so many words, 0: among all"),
     Field("top_p", "Top-p", float, 0, 1, "among words of this share, 1: all"),
-    Field("seed", "Seed", int, 0, (1 << 32) - 1, "the same seed gives the same answer"),
-    Field("max_tokens", "Longest answer", int, 1, None, "in tokens"),
+    Field("seed", "Seed", int, 0, (1 << 32) - 1, "the same seed gives the same answer", "drawn anew"),
+    Field("max_tokens", "Longest answer", int, 1, None, "in tokens", "no limit"),
 )
 _OF_PRESETS = ("temperature", "top_k", "top_p")  # the fields that a preset decides
 _MOST_TEXT = 1_000_000  # characters of a paste, more than any context holds
@@ -101,7 +102,7 @@ class Row(Horizontal):
         self._context_tokens = context_tokens
 
     def compose(self) -> ComposeResult:
-        default = shown_value(getattr(self._defaults, self.field.name)) or "no limit"
+        default = self.field.unset or shown_value(getattr(self._defaults, self.field.name))
         yield Label(self.field.title, classes="title")
         yield Input(self._text, placeholder=default, max_length=24, restrict=_NUMERIC, compact=True)
         yield Label(classes="meaning", markup=False)
