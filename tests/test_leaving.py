@@ -118,4 +118,4 @@ def test_a_terminal_that_is_closed_takes_everything_along(home: Path, words: Pat
         terminal.wait_for("w0020")
         family = [psutil.Process(terminal.pid), *processes(terminal)]
     check_gone(family)
-    assert kept(home)[-1].state == "partial"
+    assert kept(home)[-1].state == "stopped"

@@ -97,6 +97,8 @@ class Probe:
             timeout=20,
             dimensions=(24, 80),
             ignore_sighup=ignore_sighup,
+            # whatever the tests themselves were started with
+            preexec_fn=None if ignore_sighup else lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         self.child.delaybeforesend = None
         self.screen = b""
