@@ -136,8 +136,7 @@ class ChatScreen(NavigatingScreen):
 
     @on(Composer.Asked)
     def _ask(self, event: Composer.Asked) -> None:
-        if self.waiting is not None:
-            self.notify("The answer is still coming; Esc stops it")
+        if self._is_busy():
             return
         try:
             message = self._put(event)
@@ -199,9 +198,7 @@ class ChatScreen(NavigatingScreen):
     def _wanted(self, event: Transcript.Wanted) -> None:
         if event.wish == "back":
             self.prompt.focus()
-        elif self.waiting is not None and event.wish != "quote":
-            self.notify("The answer is still coming; Esc stops it")
-        elif event.message is not None:
+        elif event.message is not None and (event.wish == "quote" or not self._is_busy()):
             message = next((one for one in self.talk.branch if one.id == event.message), None)
             if message:
                 self._fulfil(event.wish, message)
