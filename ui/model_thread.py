@@ -195,10 +195,11 @@ class ModelThread:
 
     def _go_back(self, before: Opened) -> None:
         """The model that was open, open again, where that still works."""
-        load, located = before.engine.info.load, before.located
-        name = located.label if located.stored else str(located.path)
+        load = before.engine.info.load
         with contextlib.suppress(Phi4LocalError):
-            self._enter(self._load(ModelChoice(name, load.context_tokens, load.kv_type), None, self._leave))
+            self._enter(
+                self._load(ModelChoice(before.located.name, load.context_tokens, load.kv_type), None, self._leave)
+            )
 
     def _session_of(self, chat: int) -> Session | None:
         """The timeline of a chat, with what was read of it before."""

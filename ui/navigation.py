@@ -223,8 +223,7 @@ class NavigatingScreen(AnsweringScreen):
 
     def _same_model(self) -> str:
         assert self.model.opened is not None
-        located = self.model.opened.located
-        return located.label if located.stored else str(located.path.absolute())
+        return self.model.opened.located.name
 
     def _files(self) -> list[Path]:
         """The GGUFs outside the store that were opened since the program began."""

@@ -41,6 +41,11 @@ class Located:
     stored: Build | None = None
     why: str = ""
 
+    @property
+    def name(self) -> str:
+        """What opens it again, from any folder."""
+        return self.label if self.stored else str(self.path.absolute())
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
