@@ -271,7 +271,7 @@ class ChatScreen(NavigatingScreen):
 
     def action_browse(self) -> None:
         """To the messages; where there are none their keys would swallow what is typed."""
-        if self.talk.branch:
+        if self.transcript.turns:
             self.transcript.focus()
 
     # ---- files ----
