@@ -211,6 +211,12 @@ if sys.argv[4] == "_exit":
 """
 
 
+def all_stopped(pid: int) -> bool:
+    """Whether each thread is; before that the process does not count as stopped when its parent leaves."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(state == "T" for state in states)
+
+
 @pytest.mark.parametrize("pause", [0.02, 0.15])
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("way", ["_exit", "end"])
@@ -227,7 +233,7 @@ def test_a_program_that_leaves(path: Path, tmp_path: Path, way: str, stopped: bo
         [worker] = psutil.Process(program.pid).children()
         if stopped:
             worker.send_signal(signal.SIGSTOP)
-            while worker.status() != psutil.STATUS_STOPPED:
+            while not all_stopped(worker.pid):
                 time.sleep(0.001)
         program.stdin.close()
         program.wait(2)
