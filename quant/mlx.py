@@ -7,10 +7,37 @@ MLX is not asked, because it cannot be without weights; the sizes of published b
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from quant.config import Config
 from quant.skeleton import tensor_shapes
 
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What mlx-lm is asked for: `bits` a weight in groups of `group` (16: not quantized), or one of its mixed recipes."""
+
+    bits: int
+    group: int = 64
+    mode: str = "affine"
+    mixed: str = ""
+
+
+BUILDS = {
+    "mlx-2bit": Recipe(2),
+    "mlx-3bit": Recipe(3),
+    "mlx-4bit": Recipe(4),
+    "mlx-5bit": Recipe(5),
+    "mlx-6bit": Recipe(6),
+    "mlx-8bit": Recipe(8),
+    "mlx-mxfp4": Recipe(4, 32, "mxfp4"),
+    "mlx-mixed-2-6": Recipe(2, mixed="mixed_2_6"),
+    "mlx-mixed-3-4": Recipe(3, mixed="mixed_3_4"),
+    "mlx-mixed-3-6": Recipe(3, mixed="mixed_3_6"),
+    "mlx-mixed-4-6": Recipe(4, mixed="mixed_4_6"),
+    "mlx-bf16": Recipe(16),
+}
 BITS = (4, 6, 8)
 _GROUP_WEIGHTS, _GROUP_BITS = 64, 32  # a 16-bit scale and a 16-bit bias for each group
 _ITEM_BYTES = 2  # bf16: vectors, and everything in the KV cache
