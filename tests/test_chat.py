@@ -17,7 +17,7 @@ import pytest
 
 from phi4local.actions.chat import Located, Opened, open_model
 from phi4local.backends import open_engine
-from phi4local.backends.llamacpp import Host, LlamaCppEngine
+from phi4local.backends.child import ChildEngine, Host
 from phi4local.backends.load_settings import LoadSettings
 from phi4local.cli import lines as chat
 from phi4local.conversation import Message
@@ -64,7 +64,7 @@ def dying(tmp_path: Path) -> Iterator[Engine]:
     """An engine that crashes after the first word."""
     (tmp_path / "model.gguf").write_bytes(b"")
     command = (sys.executable, "-c", FAKE.format(place="word", deed=SEGV))
-    engine = LlamaCppEngine(LoadSettings(str(tmp_path / "model.gguf")), Host(tmp_path / "state", command))
+    engine = ChildEngine(LoadSettings(str(tmp_path / "model.gguf")), Host(tmp_path / "state", command))
     yield engine
     engine.close()
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from phi4local.backends import open_engine
-from phi4local.backends.llamacpp import Host, LlamaCppEngine
+from phi4local.backends.child import ChildEngine, Host
 from phi4local.backends.load_settings import LoadSettings
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Engine, Finish, GenerationOptions, Session, Stats
@@ -320,7 +320,7 @@ def test_a_context_that_the_model_does_not_have(tmp_path: Path, opened, context:
 def test_a_smaller_kv_cache(tmp_path: Path, kv_type: str) -> None:
     write_random(tmp_path / "random.gguf", Geometry(hidden=128))
     settings = LoadSettings(str(tmp_path / "random.gguf"), None, 1, kv_type=kv_type)
-    with contextlib.closing(LlamaCppEngine(settings, Host(tmp_path / "state"))) as engine:
+    with contextlib.closing(ChildEngine(settings, Host(tmp_path / "state"))) as engine:
         session = engine.open_session()
         assert listen(session, ASK, GenerationOptions(max_tokens=3)).finish.reason == "length"
 

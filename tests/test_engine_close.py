@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from phi4local.backends.llamacpp import Host, LlamaCppEngine
+from phi4local.backends.child import ChildEngine, Host
 from phi4local.backends.load_settings import LoadSettings
 from phi4local.conversation import Message
 from phi4local.engine import Finish, GenerationOptions, Session
@@ -26,7 +26,7 @@ LONG_ASK = [Message("user", "x" * 6000)]  # read for seconds
 HUGE_ASK = [Message("user", "x" * 500_000)]  # more than a pipe holds
 FEW = GenerationOptions(max_tokens=3)
 AT_ONCE, SOON = 0.3, 1.0
-Deed = Callable[[LlamaCppEngine, Session, Path], object]
+Deed = Callable[[ChildEngine, Session, Path], object]
 DEEDS: dict[str, Deed] = {
     "stream": lambda _engine, session, _state: list(session.stream(LONG_ASK, FEW)),
     "stream what the pipe cannot hold": lambda _engine, session, _state: list(session.stream(HUGE_ASK, FEW)),
@@ -46,8 +46,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(path: Path, tmp_path: Path) -> Iterator[LlamaCppEngine]:
-    engine = LlamaCppEngine(LoadSettings(str(path), threads=1), Host(tmp_path / "state"))
+def engine(path: Path, tmp_path: Path) -> Iterator[ChildEngine]:
+    engine = ChildEngine(LoadSettings(str(path), threads=1), Host(tmp_path / "state"))
     yield engine
     engine.close()
     assert not psutil.Process().children(recursive=True)
@@ -75,7 +75,7 @@ class Doing:
         assert self.ended
 
 
-def close(engine: LlamaCppEngine, *others: Doing) -> None:
+def close(engine: ChildEngine, *others: Doing) -> None:
     """Close it in another thread, as a screen does, with nobody's patience tried; whoever waited got an error."""
     started = time.monotonic()
     closing = Doing(engine.close)
@@ -91,7 +91,7 @@ def close(engine: LlamaCppEngine, *others: Doing) -> None:
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_an_idle_engine(engine: LlamaCppEngine, stopped: bool) -> None:
+def test_an_idle_engine(engine: ChildEngine, stopped: bool) -> None:
     assert engine.alive
     if stopped:
         psutil.Process().children()[0].send_signal(signal.SIGSTOP)
@@ -100,7 +100,7 @@ def test_an_idle_engine(engine: LlamaCppEngine, stopped: bool) -> None:
 
 
 @pytest.mark.parametrize(("deed", "stopped"), [*((deed, True) for deed in DEEDS), *((deed, False) for deed in BUSY)])
-def test_an_engine_at_work(engine: LlamaCppEngine, tmp_path: Path, deed: str, stopped: bool) -> None:
+def test_an_engine_at_work(engine: ChildEngine, tmp_path: Path, deed: str, stopped: bool) -> None:
     session, state = engine.open_session(), tmp_path / "states" / "one.state"
     list(session.stream(ASK, FEW))
     assert session.save(state)
@@ -114,7 +114,7 @@ def test_an_engine_at_work(engine: LlamaCppEngine, tmp_path: Path, deed: str, st
 
 
 @pytest.mark.parametrize("deed", DEEDS)
-def test_who_waits_for_a_turn_that_nobody_gives_back(engine: LlamaCppEngine, tmp_path: Path, deed: str) -> None:
+def test_who_waits_for_a_turn_that_nobody_gives_back(engine: ChildEngine, tmp_path: Path, deed: str) -> None:
     stream = engine.open_session().stream(ASK, GenerationOptions())
     next(stream)  # and never on: the turn is taken
     session = engine.open_session()
@@ -128,7 +128,7 @@ def test_who_waits_for_a_turn_that_nobody_gives_back(engine: LlamaCppEngine, tmp
 
 @pytest.mark.parametrize("pause", [0.0, 0.02, 0.1, 0.2])
 @pytest.mark.parametrize("stopped", [False, True])
-def test_an_engine_that_starts_anew(engine: LlamaCppEngine, pause: float, stopped: bool) -> None:
+def test_an_engine_that_starts_anew(engine: ChildEngine, pause: float, stopped: bool) -> None:
     [worker] = psutil.Process().children()
     worker.kill()
     worker.wait()
@@ -144,7 +144,7 @@ def test_an_engine_that_starts_anew(engine: LlamaCppEngine, pause: float, stoppe
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.05, 0.3])
-def test_many_threads_at_once(engine: LlamaCppEngine, tmp_path: Path, pause: float) -> None:
+def test_many_threads_at_once(engine: ChildEngine, tmp_path: Path, pause: float) -> None:
     session, state = engine.open_session(), tmp_path / "one.state"
     doings = [Doing(partial(deed, engine, session, state)) for deed in DEEDS.values()]
     time.sleep(pause)
@@ -155,7 +155,7 @@ def test_many_threads_at_once(engine: LlamaCppEngine, tmp_path: Path, pause: flo
     assert not psutil.Process().children(recursive=True)
 
 
-def test_a_stopped_process_keeps_nobody_waiting_who_cancels(engine: LlamaCppEngine) -> None:
+def test_a_stopped_process_keeps_nobody_waiting_who_cancels(engine: ChildEngine) -> None:
     session = engine.open_session()
     [worker] = psutil.Process().children()
     worker.send_signal(signal.SIGSTOP)
@@ -167,7 +167,7 @@ def test_a_stopped_process_keeps_nobody_waiting_who_cancels(engine: LlamaCppEngi
     close(engine, doing)
 
 
-def test_being_alive_is_told_at_once(engine: LlamaCppEngine) -> None:
+def test_being_alive_is_told_at_once(engine: ChildEngine) -> None:
     stream = engine.open_session().stream(ASK, GenerationOptions())
     next(stream)  # somebody has the turn
     started = time.monotonic()
@@ -176,7 +176,7 @@ def test_being_alive_is_told_at_once(engine: LlamaCppEngine) -> None:
     stream.close()
 
 
-def test_a_death_is_seen_and_got_over(engine: LlamaCppEngine) -> None:
+def test_a_death_is_seen_and_got_over(engine: ChildEngine) -> None:
     for _ in range(2):
         [worker] = psutil.Process().children()
         worker.kill()

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from phi4local.backends.llamacpp import Deadlines, Host, LlamaCppEngine
+from phi4local.backends.child import ChildEngine, Deadlines, Host
 from phi4local.backends.load_settings import LoadSettings
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Engine, Finish, GenerationOptions, Session, Stats
@@ -34,9 +34,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path, state_folder: Path, deadlines: Deadlines | None = None) -> Iterator[LlamaCppEngine]:
+def opened(path: Path, state_folder: Path, deadlines: Deadlines | None = None) -> Iterator[ChildEngine]:
     host = Host(state_folder, deadlines=deadlines or Deadlines())
-    with contextlib.closing(LlamaCppEngine(LoadSettings(str(path), threads=1), host)) as engine:
+    with contextlib.closing(ChildEngine(LoadSettings(str(path), threads=1), host)) as engine:
         yield engine
     assert not psutil.Process().children(recursive=True)
 

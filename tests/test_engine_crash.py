@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from phi4local.backends.llamacpp import Deadlines, Host, LlamaCppEngine
+from phi4local.backends.child import ChildEngine, Deadlines, Host
 from phi4local.backends.load_settings import LoadSettings
 from phi4local.backends.safe_mode import crash_remembered, machine_and_build, remember_crash
 from phi4local.conversation import Message
@@ -60,12 +60,12 @@ class Place:
         self.memory = self.state / "safe-mode.json"
         self._model = folder / "model.gguf"
         self._model.write_bytes(b"")
-        self._engines: list[LlamaCppEngine] = []
+        self._engines: list[ChildEngine] = []
 
-    def open(self, place: str, deed: str, deadlines: Deadlines | None = None) -> LlamaCppEngine:
+    def open(self, place: str, deed: str, deadlines: Deadlines | None = None) -> ChildEngine:
         command = (sys.executable, "-c", FAKE.format(place=place, deed=deed))
         host = Host(self.state, command, deadlines or Deadlines())
-        self._engines.append(LlamaCppEngine(LoadSettings(str(self._model)), host))
+        self._engines.append(ChildEngine(LoadSettings(str(self._model)), host))
         return self._engines[-1]
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     check_gone()
 
 
-def ask(engine: LlamaCppEngine, options: GenerationOptions = FEW) -> str:
+def ask(engine: ChildEngine, options: GenerationOptions = FEW) -> str:
     return "".join(item.text for item in engine.open_session().stream(ASK, options) if isinstance(item, Chunk))
 
 
@@ -214,17 +214,17 @@ def test_a_missing_engine_says_what_to_install(place: Place) -> None:
 
 
 @pytest.fixture
-def endless(tmp_path: Path) -> Iterator[LlamaCppEngine]:
+def endless(tmp_path: Path) -> Iterator[ChildEngine]:
     """An engine whose answers do not end by themselves."""
     path = tmp_path / "endless.gguf"
     write_scripted(path, ["a", "b"], loop=True)
-    engine = LlamaCppEngine(LoadSettings(str(path), threads=1), Host(tmp_path / "state"))
+    engine = ChildEngine(LoadSettings(str(path), threads=1), Host(tmp_path / "state"))
     yield engine
     engine.close()
     check_gone()
 
 
-def test_twenty_deaths_at_random_moments(endless: LlamaCppEngine) -> None:
+def test_twenty_deaths_at_random_moments(endless: ChildEngine) -> None:
     luck = random.Random(20)
     broken = 0
     for sent in [signal.SIGKILL, signal.SIGSEGV] * 10:
@@ -250,11 +250,11 @@ def test_twenty_deaths_at_random_moments(endless: LlamaCppEngine) -> None:
 PARENT = """
 import sys, threading, time
 from pathlib import Path
-from phi4local.backends.llamacpp import Host, LlamaCppEngine
+from phi4local.backends.child import Host, ChildEngine
 from phi4local.backends.load_settings import LoadSettings
 from phi4local.conversation import Message
 from phi4local.engine import GenerationOptions
-engine = LlamaCppEngine(LoadSettings(sys.argv[1], context_tokens=16384, threads=1), Host(Path(sys.argv[2])))
+engine = ChildEngine(LoadSettings(sys.argv[1], context_tokens=16384, threads=1), Host(Path(sys.argv[2])))
 if int(sys.argv[3]):
     stream = engine.open_session().stream([Message("user", "x" * int(sys.argv[3]))], GenerationOptions())
     threading.Thread(target=lambda: list(stream)).start()
@@ -309,7 +309,7 @@ def check_mutants(folder: Path, seeds: range) -> None:
         path.write_bytes(data)
         started = time.monotonic()
         try:
-            engine = LlamaCppEngine(LoadSettings(str(path), threads=1), Host(folder / "state"))
+            engine = ChildEngine(LoadSettings(str(path), threads=1), Host(folder / "state"))
             try:
                 assert isinstance(list(engine.open_session().stream(ASK, FEW))[-1], Finish)
             finally:

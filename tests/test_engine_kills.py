@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from phi4local.backends.llamacpp import Host, LlamaCppEngine
+from phi4local.backends.child import ChildEngine, Host
 from phi4local.backends.load_settings import LoadSettings
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Finish, GenerationOptions, Session
@@ -50,13 +50,13 @@ class Killer:
             self._worker.wait(SOON)
 
 
-def while_idle(killer: Killer, engine: LlamaCppEngine, _session: Session, _luck: random.Random) -> None:
+def while_idle(killer: Killer, engine: ChildEngine, _session: Session, _luck: random.Random) -> None:
     killer.strike()
     while engine.alive:
         assert time.monotonic() - killer.struck < SOON
 
 
-def while_reading(killer: Killer, _engine: LlamaCppEngine, session: Session, luck: random.Random) -> None:
+def while_reading(killer: Killer, _engine: ChildEngine, session: Session, luck: random.Random) -> None:
     timer = threading.Timer(luck.uniform(0.01, 0.4), killer.strike)
     timer.start()
     try:
@@ -65,14 +65,14 @@ def while_reading(killer: Killer, _engine: LlamaCppEngine, session: Session, luc
         timer.join()
 
 
-def while_generating(killer: Killer, _engine: LlamaCppEngine, session: Session, luck: random.Random) -> None:
+def while_generating(killer: Killer, _engine: ChildEngine, session: Session, luck: random.Random) -> None:
     last = luck.randrange(200)
     for number, _ in enumerate(session.stream(ASK, ENDLESS)):
         if number == last:
             killer.strike()
 
 
-def while_counting(killer: Killer, engine: LlamaCppEngine, _session: Session, luck: random.Random) -> None:
+def while_counting(killer: Killer, engine: ChildEngine, _session: Session, luck: random.Random) -> None:
     timer = threading.Timer(luck.uniform(0.0, 0.02), killer.strike)
     timer.start()
     while timer.is_alive():
@@ -81,15 +81,15 @@ def while_counting(killer: Killer, engine: LlamaCppEngine, _session: Session, lu
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[LlamaCppEngine]:
+def engine(tmp_path: Path) -> Iterator[ChildEngine]:
     make(nano_folder(), "BF16", tmp_path / "nano.gguf")
     settings = LoadSettings(str(tmp_path / "nano.gguf"), threads=1)
-    with contextlib.closing(LlamaCppEngine(settings, Host(tmp_path / "state"))) as opened:
+    with contextlib.closing(ChildEngine(settings, Host(tmp_path / "state"))) as opened:
         yield opened
     assert not psutil.Process().children(recursive=True)
 
 
-def test_kills_at_random_moments(engine: LlamaCppEngine) -> None:
+def test_kills_at_random_moments(engine: ChildEngine) -> None:
     luck, session, broken = random.Random(5), engine.open_session(), Counter[str]()
     moments = (while_reading, while_generating, while_idle, while_counting)
     for number in range(KILLS):

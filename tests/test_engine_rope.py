@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from phi4local.backends.llamacpp import Host, LlamaCppEngine
+from phi4local.backends.child import ChildEngine, Host
 from phi4local.backends.load_settings import LoadSettings
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Finish, GenerationOptions
@@ -74,13 +74,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture
-def engine(model: Model, tmp_path: Path) -> Iterator[LlamaCppEngine]:
-    opened = LlamaCppEngine(LoadSettings(str(model.path), context_tokens=1500, threads=1), Host(tmp_path / "state"))
+def engine(model: Model, tmp_path: Path) -> Iterator[ChildEngine]:
+    opened = ChildEngine(LoadSettings(str(model.path), context_tokens=1500, threads=1), Host(tmp_path / "state"))
     yield opened
     opened.close()
 
 
-def ask(engine: LlamaCppEngine, prompt: str, count: int) -> tuple[str, Finish]:
+def ask(engine: ChildEngine, prompt: str, count: int) -> tuple[str, Finish]:
     *chunks, finish = engine.open_session().stream([Message("user", prompt)], GenerationOptions(max_tokens=count))
     assert isinstance(finish, Finish)
     return "".join(chunk.text for chunk in chunks if isinstance(chunk, Chunk)), finish
@@ -90,25 +90,25 @@ def letters(count: int) -> str:
     return "".join(chr(ord("A") + i * i % 23) for i in range(count))
 
 
-def test_the_user_is_told(engine: LlamaCppEngine) -> None:
+def test_the_user_is_told(engine: ChildEngine) -> None:
     assert engine.info.context_tokens == 1536  # rounded up to 256
     [note] = engine.info.notes
     assert str(SHORT) in note
 
 
-def test_short_conversations_use_the_short_factors(model: Model, engine: LlamaCppEngine) -> None:
+def test_short_conversations_use_the_short_factors(model: Model, engine: ChildEngine) -> None:
     prompt = letters(100)
     right = model.text(model.bare(model.ids(prompt), SHORT, 30))
     wrong = model.text(model.bare(model.ids(prompt), 1536, 30))
     assert ask(engine, prompt, 30)[0] == right != wrong
 
 
-def test_long_conversations_use_the_long_factors(model: Model, engine: LlamaCppEngine) -> None:
+def test_long_conversations_use_the_long_factors(model: Model, engine: ChildEngine) -> None:
     prompt = letters(SHORT + 200)
     assert ask(engine, prompt, 30)[0] == model.text(model.bare(model.ids(prompt), 1536, 30))
 
 
-def test_an_answer_that_passes_the_boundary_goes_on_with_the_long_factors(model: Model, engine: LlamaCppEngine) -> None:
+def test_an_answer_that_passes_the_boundary_goes_on_with_the_long_factors(model: Model, engine: ChildEngine) -> None:
     prompt = letters(SHORT - 10)
     before = model.bare(model.ids(prompt), SHORT, 11)  # the last one is said from a full context
     after = model.bare(model.ids(prompt) + before, 1536, 20)
@@ -117,7 +117,7 @@ def test_an_answer_that_passes_the_boundary_goes_on_with_the_long_factors(model:
     assert finish.reason == "length"
 
 
-def test_a_shorter_conversation_goes_back(model: Model, engine: LlamaCppEngine) -> None:
+def test_a_shorter_conversation_goes_back(model: Model, engine: ChildEngine) -> None:
     short, long = letters(100), letters(SHORT + 1)
     first = ask(engine, short, 10)[0]
     ask(engine, long, 10)
@@ -127,7 +127,7 @@ def test_a_shorter_conversation_goes_back(model: Model, engine: LlamaCppEngine) 
     assert ask(engine, short, 10)[1].stats.cached_tokens == len(short) - 1
 
 
-def test_a_prompt_that_fills_the_short_context_gets_the_long_one(model: Model, engine: LlamaCppEngine) -> None:
+def test_a_prompt_that_fills_the_short_context_gets_the_long_one(model: Model, engine: ChildEngine) -> None:
     for length, context in ((SHORT - 1, SHORT), (SHORT, 1536)):
         prompt = letters(length)
         assert ask(engine, prompt, 1)[0] == model.text(model.bare(model.ids(prompt), context, 1))
@@ -136,7 +136,7 @@ def test_a_prompt_that_fills_the_short_context_gets_the_long_one(model: Model, e
 @pytest.mark.parametrize("wanted", [SHORT, SHORT - 100])
 def test_a_small_context_needs_no_second_one(model: Model, tmp_path: Path, wanted: int) -> None:
     settings = LoadSettings(str(model.path), context_tokens=wanted, threads=1)
-    engine = LlamaCppEngine(settings, Host(tmp_path / "state"))
+    engine = ChildEngine(settings, Host(tmp_path / "state"))
     try:
         assert (engine.info.context_tokens, engine.info.notes) == (SHORT, ())
     finally:

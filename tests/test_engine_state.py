@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from phi4local.backends.llamacpp import Host, LlamaCppEngine
-from phi4local.backends.llamacpp_state import _END, _MAGIC, _digest
+from phi4local.backends.child import ChildEngine, Host
 from phi4local.backends.load_settings import LoadSettings
+from phi4local.backends.state_file import _END, _MAGIC, _digest
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, Finish, GenerationOptions, Session
 from phi4local.errors import BackendError, InsufficientResources, UsageError
@@ -25,7 +25,7 @@ from tests.running import make
 
 FEW = GenerationOptions(max_tokens=12)
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
-Opener = Callable[..., LlamaCppEngine]
+Opener = Callable[..., ChildEngine]
 # The worker with something changed before it begins.
 WORKER = "{}; from phi4local.backends.llamacpp_worker import main; main()"
 
@@ -51,13 +51,13 @@ def folder_of(path: Path) -> list[str]:
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Opener]:
     """Opens engines, and closes them after the test."""
-    engines: list[LlamaCppEngine] = []
+    engines: list[ChildEngine] = []
 
-    def opener(path: Path, change: str = "", **settings: Any) -> LlamaCppEngine:
+    def opener(path: Path, change: str = "", **settings: Any) -> ChildEngine:
         host = Host(tmp_path / "engine")
         if change:
             host = replace(host, command=(sys.executable, "-c", WORKER.format(change)))
-        engines.append(LlamaCppEngine(LoadSettings(str(path), **{"threads": 1, **settings}), host))
+        engines.append(ChildEngine(LoadSettings(str(path), **{"threads": 1, **settings}), host))
         return engines[-1]
 
     yield opener
@@ -291,7 +291,7 @@ def test_what_the_engine_dies_of_costs_only_a_reading(
 
 
 def test_a_file_that_kills_the_engine_is_removed(engine: Opener, model: Path, state: Path, kept: list[Message]) -> None:
-    deadly = "import os, phi4local.backends.llamacpp_worker as w; w.read_state = lambda *_: os.abort()"
+    deadly = "import os, phi4local.backends.worker as w; w.read_state = lambda *_: os.abort()"
     opened = engine(model, deadly)
     session = opened.open_session()
     assert session.restore(state) == 0
@@ -338,13 +338,13 @@ def test_a_state_that_is_too_large_for_the_disk(
 ) -> None:
     session = engine(model).open_session()
     told(session, [], "Hello")
-    monkeypatch.setattr("phi4local.backends.llamacpp_requests.room_bytes", lambda _: 1000)
+    monkeypatch.setattr("phi4local.backends.requests.room_bytes", lambda _: 1000)
     assert session.save(state) == 0
     assert not state.exists()
 
 
 def test_a_death_while_saving_leaves_nothing_behind(engine: Opener, model: Path, state: Path) -> None:
-    deadly = "import os, phi4local.backends.llamacpp_worker as w; w.write_state = lambda *_: os.abort()"
+    deadly = "import os, phi4local.backends.worker as w; w.write_state = lambda *_: os.abort()"
     session = engine(model, deadly).open_session()
     talk = told(session, [], "Hello")
     with pytest.raises(BackendError, match="SIGABRT"):

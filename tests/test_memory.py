@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from phi4local.backends.ask import tensor_types
-from phi4local.backends.llamacpp import Host, LlamaCppEngine
+from phi4local.backends.child import ChildEngine, Host
 from phi4local.backends.load_settings import Budget, LoadSettings
 from phi4local.backends.safe_mode import machine_and_build, memory_file, remember_crash
 from phi4local.backends.survey import Question, Surveyed, Wanted, survey
@@ -122,7 +122,7 @@ def test_a_load_is_compared_with_its_prediction(tmp_path: Path, safe_mode: bool)
     path = tmp_path / "model.gguf"
     write_random(path, Geometry(hidden=512, layers=4, context=4096))
     settings = LoadSettings(str(path), threads=1, safe_mode=safe_mode)
-    engine = LlamaCppEngine(settings, Host(tmp_path / "state"), lambda: Budget(64 * GIB, 60 * GIB))
+    engine = ChildEngine(settings, Host(tmp_path / "state"), lambda: Budget(64 * GIB, 60 * GIB))
     found = engine.info.load
     engine.close()
     predicted, took = total(found.predicted), total(found.took)
@@ -143,7 +143,7 @@ def wide(path: Path) -> Path:
 
 def refusal(path: Path, folder: Path, budget: Budget, **settings: object) -> DoesNotFit:
     with pytest.raises(DoesNotFit) as caught:
-        LlamaCppEngine(LoadSettings(str(path), threads=1, **settings), Host(folder / "state"), lambda: budget)
+        ChildEngine(LoadSettings(str(path), threads=1, **settings), Host(folder / "state"), lambda: budget)
     return caught.value
 
 
@@ -164,7 +164,7 @@ def test_what_is_offered_fits(tmp_path: Path) -> None:
     settings = LoadSettings(
         str(path), int(found["--context"]), threads=1, kv_type=found.get("--kv", "f16"), gpu_layers=-1
     )
-    engine = LlamaCppEngine(settings, Host(tmp_path / "state"), lambda: budget)
+    engine = ChildEngine(settings, Host(tmp_path / "state"), lambda: budget)
     assert total(engine.info.load.took).total_bytes <= 0.75 * GIB * 1.01
     engine.close()
 
@@ -177,7 +177,7 @@ def test_nothing_is_offered_where_nothing_fits(tmp_path: Path) -> None:
 def test_unknown_memory_is_not_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write_random(path, Geometry(hidden=64, layers=1, context=512))
-    engine = LlamaCppEngine(LoadSettings(str(path), threads=1), Host(tmp_path / "state"))
+    engine = ChildEngine(LoadSettings(str(path), threads=1), Host(tmp_path / "state"))
     engine.close()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phi4local.backends.llamacpp import Deadlines, Host, LlamaCppEngine
+from phi4local.backends.child import ChildEngine, Deadlines, Host
 from phi4local.backends.load_settings import LoadSettings
 from phi4local.conversation import Message
 from phi4local.engine import GenerationOptions
@@ -146,7 +146,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
-def failure(engine: LlamaCppEngine) -> Phi4LocalError | None:
+def failure(engine: ChildEngine) -> Phi4LocalError | None:
     """How a question ends, within five seconds."""
     started = time.monotonic()
     try:
@@ -167,7 +167,7 @@ def test_a_hostile_template_gets_an_error_and_nothing_else(
     path = tmp_path / "hostile.gguf"
     write_scripted(path, ["Hello"], template=HOSTILE[attack].replace("MARK", str(mark)))
     host = Host(tmp_path / "state", deadlines=Deadlines(template_seconds=1.0))
-    engine = LlamaCppEngine(LoadSettings(str(path), threads=1), host)
+    engine = ChildEngine(LoadSettings(str(path), threads=1), host)
     try:
         errors = [failure(engine), failure(engine)]  # the next question finds an engine again
     finally:

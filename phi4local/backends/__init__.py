@@ -18,11 +18,19 @@ def open_engine(
     kv_type: str = "f16",
     budget: Callable[[], Budget] = Budget,
 ) -> Engine:
-    """Load the GGUF file `path` where it fits best (NotFound, UsageError, DoesNotFit, BackendError).
+    """Load the GGUF file or the MLX folder `path` where it fits best (NotFound, UsageError, DoesNotFit, BackendError).
 
     `state_folder` keeps the engine's log and what was learnt about this machine; `budget` tells the free main memory.
     """
-    from phi4local.backends.llamacpp import Host, LlamaCppEngine
+    from phi4local.backends.child import ChildEngine, Host
 
     settings = LoadSettings(str(path), context_tokens, threads, kv_type=kv_type)
-    return LlamaCppEngine(settings, Host(state_folder), budget)
+    if not path.is_dir():
+        return ChildEngine(settings, Host(state_folder), budget)
+    from phi4local.backends.mlx_ask import INSTALL, check_installed
+    from phi4local.backends.process import python_module
+
+    check_installed()
+    command = python_module("phi4local.backends.mlx_worker")
+    host = Host(state_folder, command, backend="MLX", has_safe_mode=False, reinstall=INSTALL)
+    return ChildEngine(settings, host, budget)

@@ -18,15 +18,17 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import llama_cpp.llama_cpp as llama
 
 from phi4local.backends.llamacpp_params import BATCH_TOKENS, context_params, model_params
 from phi4local.backends.llamacpp_vocab import LlamaVocabulary
-from phi4local.backends.load_settings import LoadSettings
-from phi4local.engine import DEFAULT_CONTEXT_TOKENS, GenerationOptions
+from phi4local.backends.load_settings import CONTEXT_STEP, LoadSettings, wanted_context
+from phi4local.backends.worker import Cancelled
+from phi4local.engine import GenerationOptions
 from phi4local.errors import BackendError, InsufficientResources, UsageError
 
-_CONTEXT_STEP = 256  # llama.cpp rounds a context up to this
+_STATE_FORMAT = 1
 _ABORTED = 2
 _LOG_BYTES = 1 << 20
 _VALUE_BYTES = 1 << 20
@@ -34,10 +36,6 @@ _DEBUG, _ERROR, _CONTINUED = 1, 4, 5  # ggml's log levels
 _MEMORY_SIGNS = ("failed to allocate", "unable to allocate", "out of memory")
 CANNOT_LOAD = "The engine cannot load the model"
 _NO_ABORT = llama.ggml_abort_callback()
-
-
-class Cancelled(Exception):
-    """The caller no longer wants the answer."""
 
 
 class NativeLog:
@@ -64,17 +62,6 @@ class NativeLog:
         if self._left_bytes > 0:
             self._left_bytes -= len(text)
             os.write(self._fd, text)
-
-
-def wanted_context(settings: LoadSettings, trained_tokens: int) -> int:
-    """The context that the settings ask for (UsageError for one that the model was not trained for)."""
-    wanted = settings.context_tokens or min(trained_tokens, DEFAULT_CONTEXT_TOKENS)
-    if not 0 < wanted <= trained_tokens:
-        raise UsageError(
-            f"A context of {wanted} tokens is asked for; the model was trained for {trained_tokens}",
-            hint=f"Choose `--context` up to {trained_tokens}",
-        )
-    return wanted
 
 
 def failure(what: str, errors: Sequence[str]) -> BackendError | InsufficientResources:
@@ -126,8 +113,8 @@ class LlamaModel:
     def _context_sizes(self) -> tuple[int, ...]:
         """The sizes that a context of this model may have, smallest first: two when rope factors change in between."""
         wanted = wanted_context(self.settings, self.trained_tokens)
-        whole = -(-wanted // _CONTEXT_STEP) * _CONTEXT_STEP
-        short = self._short_rope_tokens() // _CONTEXT_STEP * _CONTEXT_STEP
+        whole = -(-wanted // CONTEXT_STEP) * CONTEXT_STEP
+        short = self._short_rope_tokens() // CONTEXT_STEP * CONTEXT_STEP
         return (short, whole) if 0 < short < whole else (whole,)
 
     def _short_rope_tokens(self) -> int:
@@ -295,3 +282,22 @@ def _samplers(options: GenerationOptions) -> list[Any]:
         llama.llama_sampler_init_temp(options.temperature),
         llama.llama_sampler_init_dist(options.seed & 0xFFFFFFFF),
     ]
+
+
+def state_key(model: LlamaModel, identity: dict[str, Any]) -> dict[str, Any]:
+    """All that the values in the cache depend on; the context sizes decide about the rope factors.
+
+    The layers on a card are no part of it: they change with the free memory and the values do not depend on them. Where
+    they change the layout of the cache (flash attention), llama.cpp refuses the file itself.
+    """
+    settings = model.settings
+    return {
+        "format": [_STATE_FORMAT, llama.LLAMA_STATE_SEQ_VERSION],
+        "engine": llama_cpp.__version__,
+        "system": llama.llama_print_system_info().decode(errors="replace"),
+        "model": identity,
+        "context_sizes": list(model.context_sizes),
+        "kv_type": settings.kv_type,
+        "flash_attention": int(context_params(settings, model.context_sizes[0]).flash_attn_type),
+        "safe_mode": settings.safe_mode,
+    }

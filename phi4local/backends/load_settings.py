@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from phi4local.engine import DEFAULT_CONTEXT_TOKENS
+from phi4local.errors import UsageError
+
+CONTEXT_STEP = 256  # llama.cpp rounds a context up to this
 # The types that a KV cache may have, with ggml's numbers.
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
 
@@ -31,3 +35,14 @@ class Budget:
 
     main_total_bytes: int | None = None
     main_free_bytes: int | None = None
+
+
+def wanted_context(settings: LoadSettings, trained_tokens: int) -> int:
+    """The context that the settings ask for (UsageError for one that the model was not trained for)."""
+    wanted = settings.context_tokens or min(trained_tokens, DEFAULT_CONTEXT_TOKENS)
+    if not 0 < wanted <= trained_tokens:
+        raise UsageError(
+            f"A context of {wanted} tokens is asked for; the model was trained for {trained_tokens}",
+            hint=f"Choose `--context` up to {trained_tokens}",
+        )
+    return wanted

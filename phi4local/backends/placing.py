@@ -13,8 +13,7 @@ from typing import Any
 import psutil
 
 from phi4local.backends.devices import cards
-from phi4local.backends.llamacpp_model import wanted_context
-from phi4local.backends.load_settings import Budget, LoadSettings
+from phi4local.backends.load_settings import Budget, LoadSettings, wanted_context
 from phi4local.backends.memory import MAPPED, Inquiry, buffers, by_device
 from phi4local.engine import Load
 from phi4local.errors import DoesNotFit

@@ -16,8 +16,7 @@ from phi4local.backends.ask import read_facts
 from phi4local.backends.asked import Log, build_facts, tensor_types
 from phi4local.backends.calibrate import measure
 from phi4local.backends.devices import cards
-from phi4local.backends.llamacpp_model import wanted_context
-from phi4local.backends.load_settings import LoadSettings
+from phi4local.backends.load_settings import LoadSettings, wanted_context
 from phi4local.backends.memory import Inquiry
 from phi4local.backends.process import CRASHES, cause
 from phi4local.backends.survey import Question, Survey, Surveyed, Wanted

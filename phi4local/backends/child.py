@@ -1,10 +1,11 @@
-"""The engine behind the seam: llama.cpp in a child process that may crash without taking the program along.
+"""The engine behind the seam: a runtime in a child process that may crash without taking the program along.
 
     open        start the worker, load the model
     stream      one answer; the worker is started again first when it has died
     restore     what an earlier session has read, from a file; after a death by itself, once
     count       the tokens of a conversation; the cache stays as it is
-    crash       before the first word: once more, with safe settings; when that works it is remembered
+    crash       before the first word: once more, with safe settings where the runtime has any; if that works it is
+                remembered
                 after it: BackendError, and the next question works again
 
 One engine has one KV cache; its sessions take turns. `close` and `alive` wait for nobody's turn.
@@ -22,11 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from phi4local.backends import llamacpp_requests as requests
-from phi4local.backends.llamacpp_answer import Answer, checked, ends, error_of, load_of
-from phi4local.backends.llamacpp_requests import Deadlines
+from phi4local.backends import requests
+from phi4local.backends.answer import Answer, checked, ends, error_of, load_of
+from phi4local.backends.ask import REINSTALL
 from phi4local.backends.load_settings import Budget, LoadSettings
 from phi4local.backends.process import ENGINE_VARIABLES, Worker, WorkerDied, python_module
+from phi4local.backends.requests import Deadlines
 from phi4local.backends.safe_mode import crash_remembered, machine_and_build, memory_file, remember_crash
 from phi4local.conversation import Message
 from phi4local.engine import Chunk, EngineInfo, Finish, GenerationOptions, Timing
@@ -39,14 +41,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """How the worker is run: its command, the folder for its log and its memory, and how long it may take."""
+    """How the worker is run: its command, the folder for its log and its memory, and how long it may take.
+
+    `has_safe_mode`: there are settings for it that crash less. `reinstall` is what helps when it does not even start.
+    """
 
     state_folder: Path
     command: tuple[str, ...] = python_module("phi4local.backends.llamacpp_worker")
     deadlines: Deadlines = field(default_factory=Deadlines)
+    backend: str = "llama.cpp"
+    has_safe_mode: bool = True
+    reinstall: str = REINSTALL
 
 
-class LlamaCppEngine:
+class ChildEngine:
     """A model in a worker process (`phi4local.engine.Engine`)."""
 
     def __init__(self, settings: LoadSettings, host: Host, budget: Callable[[], Budget] = Budget) -> None:
@@ -55,12 +63,12 @@ class LlamaCppEngine:
         `budget` is asked at every start of the worker.
         """
         self._path = Path(settings.path)
-        if not self._path.is_file():
+        if not self._path.exists():
             raise NotFound(f"No model file `{self._path}`", hint="See what is here: phi4local list")
         self._host = host
         self._budget = budget
         self._key = machine_and_build()
-        remembered = bool(crash_remembered(memory_file(host.state_folder), self._key))
+        remembered = host.has_safe_mode and bool(crash_remembered(memory_file(host.state_folder), self._key))
         self._settings = replace(settings, path=str(self._path.absolute()), safe_mode=settings.safe_mode or remembered)
         self._crash = ""  # what safe mode was entered for in this process, once it has proved itself
         self._fresh_crash: WorkerDied | None = None  # safe mode was entered for it and has not proved itself yet
@@ -68,7 +76,7 @@ class LlamaCppEngine:
         self._turn = threading.Lock()
         self._speaker = 0  # the thread that has the turn
         # The session whose tokens are in the cache, if it still is.
-        self._reader: Callable[[], LlamaCppSession | None] = lambda: None
+        self._reader: Callable[[], ChildSession | None] = lambda: None
         self._starts = 0
         self._answers = 0
         self._closed = False
@@ -77,7 +85,7 @@ class LlamaCppEngine:
     @property
     def info(self) -> EngineInfo:
         return EngineInfo(
-            backend="llama.cpp",
+            backend=self._host.backend,
             description=self._loaded["description"],
             context_tokens=self._loaded["context_sizes"][-1],
             safe_mode=self._settings.safe_mode,
@@ -91,8 +99,8 @@ class LlamaCppEngine:
         worker = self._worker
         return not self._closed and worker is not None and worker.alive
 
-    def open_session(self) -> LlamaCppSession:
-        return LlamaCppSession(self)
+    def open_session(self) -> ChildSession:
+        return ChildSession(self)
 
     def count(self, messages: Sequence[Message]) -> int:
         """How many tokens the prompt of this conversation takes (`phi4local.engine.Engine.count`)."""
@@ -137,7 +145,7 @@ class LlamaCppEngine:
         with contextlib.suppress(WorkerDied):
             worker.send({"op": "cancel", "id": answer.number})
 
-    def save(self, session: LlamaCppSession, path: Path) -> int:
+    def save(self, session: ChildSession, path: Path) -> int:
         """Write what the session has read (`phi4local.engine.Session.save`)."""
         with self._speaking():
             worker = self._worker
@@ -152,7 +160,7 @@ class LlamaCppEngine:
                 session.kept = Kept(path.absolute(), self._starts)
             return written
 
-    def restore(self, session: LlamaCppSession, path: Path) -> int:
+    def restore(self, session: ChildSession, path: Path) -> int:
         """Take over what a session has read (`phi4local.engine.Session.restore`)."""
         with self._speaking():
             try:
@@ -165,7 +173,7 @@ class LlamaCppEngine:
             return tokens
 
     def answer(
-        self, session: LlamaCppSession, messages: Sequence[Message], options: GenerationOptions, answer: Answer
+        self, session: ChildSession, messages: Sequence[Message], options: GenerationOptions, answer: Answer
     ) -> Generator[Chunk | Finish]:
         """Give one answer, with what it takes to get over a crash."""
         request = {"op": "answer", "messages": [asdict(message) for message in messages], "options": asdict(options)}
@@ -186,7 +194,7 @@ class LlamaCppEngine:
             self._speaker = 0
             self._turn.release()
 
-    def _attempts(self, session: LlamaCppSession, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
+    def _attempts(self, session: ChildSession, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
         recoveries = 0
         while True:
             try:
@@ -199,7 +207,7 @@ class LlamaCppEngine:
             else:
                 return
 
-    def _attempt(self, session: LlamaCppSession, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
+    def _attempt(self, session: ChildSession, request: dict[str, Any], answer: Answer) -> Generator[Chunk | Finish]:
         worker = self._ready(session)
         self._reader = weakref.ref(session)
         self._answers += 1
@@ -218,7 +226,7 @@ class LlamaCppEngine:
             if not answer.finished:
                 self._put_to_rest(worker, answer)
 
-    def _ready(self, session: LlamaCppSession | None) -> Worker:
+    def _ready(self, session: ChildSession | None) -> Worker:
         """A worker; a new one has taken over what the session has on disk. Once, in case it dies of that."""
         worker, kept = self._running(), session.kept if session else None
         if session is None or kept is None or kept.start == self._starts:
@@ -280,7 +288,7 @@ class LlamaCppEngine:
             return False
         if death.phase in ("template", "count"):
             return first and not death.overdue  # it died before it took the question
-        if not death.crashed or self._settings.safe_mode:
+        if not death.crashed or self._settings.safe_mode or not self._host.has_safe_mode:
             return False
         self._settings = replace(self._settings, safe_mode=True)
         self._fresh_crash = death
@@ -300,7 +308,11 @@ class LlamaCppEngine:
         if self._fresh_crash is not None:  # safe settings did not help
             self._fresh_crash = None
             self._settings = replace(self._settings, safe_mode=False)
-        return BackendError("The engine was closed") if self._closed else error_of(death, self._path.name)
+        return (
+            BackendError("The engine was closed")
+            if self._closed
+            else error_of(death, self._path.name, self._host.reinstall)
+        )
 
     def _crash_notes(self) -> Iterator[str]:
         crash = self._crash or (self._fresh_crash.cause if self._fresh_crash else "")
@@ -324,10 +336,10 @@ class Kept:
     start: int
 
 
-class LlamaCppSession:
+class ChildSession:
     """One timeline of an engine (`phi4local.engine.Session`)."""
 
-    def __init__(self, engine: LlamaCppEngine) -> None:
+    def __init__(self, engine: ChildEngine) -> None:
         self.kept: Kept | None = None
         self._engine = engine
         self._answer: Answer | None = None

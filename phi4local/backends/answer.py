@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from phi4local import errors
-from phi4local.backends.ask import REINSTALL
 from phi4local.backends.process import Worker, WorkerDied
 from phi4local.conversation import ThinkSplitter
 from phi4local.engine import Chunk, Finish, Load, Stats
@@ -90,7 +89,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
-def error_of(death: WorkerDied, name: str) -> errors.Phi4LocalError:
+def error_of(death: WorkerDied, name: str, reinstall: str) -> errors.Phi4LocalError:
     """What the death of a worker with the model `name` means to the user, once nothing more is done about it."""
     if death.phase == "template" and (death.overdue or death.crashed):
         return errors.FormatError(
@@ -101,7 +100,7 @@ def error_of(death: WorkerDied, name: str) -> errors.Phi4LocalError:
         return errors.BackendError(f"The engine did not {_DUTIES[death.phase]} in time and was ended", hint=again)
     said = f": {printable(death.last_line)}" if death.explained and death.last_line else ""
     failed_to_run = death.explained and not death.crashed
-    hint = REINSTALL if failed_to_run else _HINTS.get(death.cause, again)
+    hint = reinstall if failed_to_run else _HINTS.get(death.cause, again)
     return errors.BackendError(f"The engine's process ended with {death.cause}{said}", hint=hint)
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from phi4local.backends.llamacpp_answer import checked
+from phi4local.backends.answer import checked
 from phi4local.backends.load_settings import Budget, LoadSettings
 from phi4local.backends.process import Worker, WorkerDied
 from phi4local.backends.states import room_bytes, writing_state

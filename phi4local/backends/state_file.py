@@ -1,12 +1,10 @@
-"""A timeline on disk: llama.cpp's own file, and behind it what it is a state of and a checksum over all of it.
+"""A timeline on disk: the runtime's own file, and behind it what it is a state of and a checksum over all of it.
 
-    sequence state (llama_state_seq_save_file) | JSON: key, size of the context, answers | magic, lengths, sha256
+    llama_state_seq_save_file's, or safetensors | JSON: key, size of the context, answers | magic, lengths, sha256
 
-llama.cpp checks little of such a file: it takes over flipped values without a word, and asserts on some. So it is shown
-only files that this engine would have written in the same place: same model, context, cache, settings and release. The
-layers on a card are no part of the key, because they change with the free memory and the values do not depend on them;
-where they change the layout of the cache (flash attention), llama.cpp refuses the file itself.
-Import in a child process only.
+The runtimes check little of such a file: llama.cpp takes over flipped values without a word, and asserts on some. So
+they are shown only files that they would have written in the same place: same model, context, cache, settings, release.
+Imports no runtime.
 """
 
 from __future__ import annotations
@@ -20,16 +18,10 @@ import struct
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
-import llama_cpp
-import llama_cpp.llama_cpp as llama
-
-from phi4local.backends.llamacpp_model import LlamaModel, Timeline
-from phi4local.backends.llamacpp_params import context_params
 from phi4local.backends.states import writing_state
 
-_FORMAT = 1
 _END = struct.Struct("<8sQQ32s")
 _MAGIC = b"P4LSTATE"
 _JSON_BYTES = 1 << 26
@@ -37,6 +29,20 @@ _HEADER_BYTES = 1 << 24  # reaches over every header of the family
 _BLOCK_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Answers = Iterable[tuple[str, Sequence[int]]]
+
+
+class Timeline(Protocol):
+    """What is written: `phi4local.backends.worker.Timeline`, as far as this needs it."""
+
+    tokens: list[int]
+    size: int
+
+    @property
+    def state_bytes(self) -> int: ...
+
+    def save(self, path: Path) -> int: ...
+
+    def restore(self, path: Path, size: int) -> int: ...
 
 
 class _Unfit(Exception):
@@ -49,21 +55,6 @@ def file_identity(path: Path) -> dict[str, Any]:
         facts = os.fstat(file.fileno())
         header = hashlib.sha256(file.read(_HEADER_BYTES)).hexdigest()
     return {"bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns, "header": header}
-
-
-def state_key(model: LlamaModel, identity: dict[str, Any]) -> dict[str, Any]:
-    """All that the values in the cache depend on; the context sizes decide about the rope factors."""
-    settings = model.settings
-    return {
-        "format": [_FORMAT, llama.LLAMA_STATE_SEQ_VERSION],
-        "engine": llama_cpp.__version__,
-        "system": llama.llama_print_system_info().decode(errors="replace"),
-        "model": identity,
-        "context_sizes": list(model.context_sizes),
-        "kv_type": settings.kv_type,
-        "flash_attention": int(context_params(settings, model.context_sizes[0]).flash_attn_type),
-        "safe_mode": settings.safe_mode,
-    }
 
 
 def write_state(path: Path, timeline: Timeline, key: dict[str, Any], answers: Answers, errors: Sequence[str]) -> int:
