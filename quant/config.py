@@ -32,7 +32,7 @@ _LIMITS = {  # far above any Phi, far below what could hurt
 _REFUSED = {
     "Phi4FlashForCausalLM": (
         "Phi-4-mini-flash-reasoning (SambaY: Mamba and differential attention), which llama.cpp cannot run",
-        "Phi-4-mini-reasoning is the nearest model that runs here",
+        "`--to mlx-4bit` makes a build for MLX; for llama.cpp Phi-4-mini-reasoning is the nearest",
     ),
     "Phi4MMForCausalLM": (
         "Phi-4-multimodal-instruct, whose vision and speech adapters llama.cpp cannot run",
@@ -136,7 +136,16 @@ class _Fields:
 
 def read_config(folder: Path) -> Config:
     """The folder's config.json as a `Config` (NotFound, FormatError; a model that cannot be built is named)."""
-    values = parse_json(read_bounded(folder / "config.json", CONFIG_LIMIT_BYTES), folder / "config.json")
+    return config_of(read_values(folder))
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """The folder's config.json as it is (NotFound, FormatError)."""
+    return parse_json(read_bounded(folder / "config.json", CONFIG_LIMIT_BYTES), folder / "config.json")
+
+
+def config_of(values: dict[str, Any]) -> Config:
+    """config.json's values as a `Config` (FormatError)."""
     _refuse_others(values)
     fields = _Fields(values, "config.json")
     heads, hidden = fields.count("num_attention_heads"), fields.count("hidden_size")

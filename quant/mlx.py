@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
-from quant.config import Config
+from phi4local.errors import Phi4LocalError
+from quant.config import Config, read_values
+from quant.safetensors import HEADER_LIMIT_BYTES, parse_json
 from quant.skeleton import tensor_shapes
-
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What mlx-lm is asked for: `bits` a weight in groups of `group` (16: not quantized), or one of its mixed recipes."""
+    """What mlx-lm is asked for: `bits` a weight (16: all of them) in groups of `group`, or one of its mixed recipes."""
 
     bits: int
     group: int = 64
@@ -39,6 +41,7 @@ BUILDS = {
     "mlx-bf16": Recipe(16),
 }
 BITS = (4, 6, 8)
+KV_BITS = {"f16": 0, "q8_0": 8, "q4_0": 4}  # of the types that a cache may have; 0: as the model computes
 _GROUP_WEIGHTS, _GROUP_BITS = 64, 32  # a 16-bit scale and a 16-bit bias for each group
 _ITEM_BYTES = 2  # bf16: vectors, and everything in the KV cache
 _PREFILL_TOKENS = 2048  # mlx-lm reads a prompt in steps of so many
@@ -53,11 +56,34 @@ def weights_bytes(config: Config, bits: int) -> int:
     return math.ceil(matrices * stored_bits / 8) + vectors * _ITEM_BYTES
 
 
-def kv_bytes(config: Config, context_tokens: int) -> int:
-    """Bytes of an unquantized cache: keys and values of every layer."""
-    return 2 * config.layers * config.kv_heads * config.head_size * context_tokens * _ITEM_BYTES
+def kv_group(head_size: int) -> int:
+    """How many values of a quantized cache share a scale; 0: heads of this size cannot be quantized."""
+    return next((group for group in (64, 32) if head_size % group == 0), 0)
+
+
+def kv_bytes(config: Config, context_tokens: int, kv_type: str = "f16") -> int:
+    """Bytes of a cache: keys and values of every layer, quantized in groups where `kv_type` says so."""
+    values = 2 * config.layers * config.kv_heads * config.head_size * context_tokens
+    bits, group = KV_BITS.get(kv_type, 0), kv_group(config.head_size)
+    if not bits or not group:
+        return values * _ITEM_BYTES
+    return values * bits // 8 + values // group * 2 * _ITEM_BYTES
 
 
 def compute_bytes(config: Config) -> int:
     """What one step of a prompt holds at its widest: the feed-forward's gate, up and product, and the hidden state."""
     return _PREFILL_TOKENS * (3 * config.intermediate + 2 * config.hidden) * _ITEM_BYTES
+
+
+def is_mlx_folder(path: Path) -> bool:
+    """Whether a folder holds weights that MLX has written: quantized by it, or marked as its own. Never raises."""
+    try:
+        values = read_values(path)
+        if isinstance(values.get("quantization"), dict):
+            return True
+        shard = min(path.glob("model*.safetensors"))
+        with shard.open("rb") as file:
+            header = file.read(min(HEADER_LIMIT_BYTES, int.from_bytes(file.read(8), "little")))
+        return parse_json(header, shard).get("__metadata__") == {"format": "mlx"}
+    except (Phi4LocalError, OSError, ValueError):
+        return False

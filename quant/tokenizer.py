@@ -14,6 +14,7 @@ from phi4local.errors import FormatError, NotFound
 from phi4local.files import read_bounded
 from phi4local.printing import printable
 from quant.config import Config
+from quant.flash import FlashConfig
 from quant.safetensors import parse_json
 
 TOKENIZER_LIMIT_BYTES = 32_000_000  # the mini line's, the longest, has 16 MB
@@ -55,7 +56,7 @@ class Tokenizer:
     added: dict[str, int] = field(repr=False)
 
 
-def read_tokenizer(folder: Path, config: Config) -> Tokenizer:
+def read_tokenizer(folder: Path, config: Config | FlashConfig) -> Tokenizer:
     """The tokenizer of an official folder (NotFound, FormatError)."""
     path = folder / "tokenizer.json"
     if not path.exists():
@@ -172,7 +173,7 @@ def _merge(value: Any) -> str:
     return " ".join(part.replace(" ", "\u0120") for part in value)
 
 
-def _special_ids(extra: dict[str, Any], ids: dict[str, int], config: Config) -> dict[str, int]:
+def _special_ids(extra: dict[str, Any], ids: dict[str, int], config: Config | FlashConfig) -> dict[str, int]:
     """Special ids by kind: tokenizer_config.json first, config.json where it is silent."""
     special: dict[str, int] = {}
     for kind in _SPECIAL_KINDS:

@@ -11,20 +11,20 @@ from pathlib import Path
 
 from hardware.probe import probe_memory
 from phi4local.actions.lookup import builds_of, file_at, is_path
+from phi4local.actions.model_files import check_files, is_folder, own_sampling, size_bytes
 from phi4local.backends import open_engine
 from phi4local.backends.load_settings import Budget
+from phi4local.backends.mlx_folder import needed, read_folder
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.backends.survey import Question, Wanted, survey
 from phi4local.catalog import find_model
-from phi4local.engine import Engine, GenerationOptions
+from phi4local.engine import DEFAULT_CONTEXT_TOKENS, Engine, GenerationOptions
 from phi4local.errors import DoesNotFit, FormatError, Phi4LocalError
 from phi4local.fit import HOST
 from phi4local.measured import keep_load
 from phi4local.settings import state_folder
 from phi4local.store import Build
 from phi4local.units import memory as memory_text
-from quant.gguf import Header
-from quant.sound import read_model_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Opened:
 
 
 def open_model(name: str | None, *, context_tokens: int | None = None, kv_type: str = "f16") -> Opened:
-    """Load a build of the store, or the GGUF at a path.
+    """Load a build of the store, or the GGUF or MLX folder at a path.
 
     (NotFound, UsageError, FormatError, BackendError; DoesNotFit with the command that would work)
     """
@@ -71,7 +71,7 @@ def open_model(name: str | None, *, context_tokens: int | None = None, kv_type: 
 
 def open_located(located: Located, *, context_tokens: int | None = None, kv_type: str = "f16") -> Opened:
     """Load a file where it fits best into what is free now, and remember what that took."""
-    header = read_model_header(located.path)
+    check_files(located.path)
     _check_size(located.path, located.stored)
     try:
         engine = open_engine(
@@ -84,7 +84,7 @@ def open_located(located: Located, *, context_tokens: int | None = None, kv_type
     except DoesNotFit as error:
         raise DoesNotFit(error.message, hint=_instead(located, error, context_tokens, kv_type)) from None
     keep_load(machine_and_build(), located.path.absolute(), engine.info.load)
-    return Opened(located, engine, _sampling(header, located.stored))
+    return Opened(located, engine, _sampling(located))
 
 
 def _budget() -> Budget:
@@ -95,22 +95,46 @@ def _budget() -> Budget:
 
 def check_room(located: Located, replaced: Engine, *, context_tokens: int | None, kv_type: str) -> None:
     """Whether a file can be loaded once another engine, still open, is closed (the errors of `open_model`)."""
+    check_files(located.path)
+    _check_size(located.path, located.stored)
+    given, wish = given_back(replaced), Wish(context_tokens, kv_type)
+    short, takes = (_folder_lack if is_folder(located.path) else _file_lack)(located, given, wish)
+    if short:
+        raise DoesNotFit(
+            f"`{located.label}` needs {memory_text(takes)}, {memory_text(short)} more than there will be",
+            hint="Choose a smaller build, or leave and start it with a smaller `--context`",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a model is to be loaded."""
+
+    context_tokens: int | None
+    kv_type: str
+
+
+def _file_lack(located: Located, given: dict[str, int], wish: Wish) -> tuple[int, int]:
+    """How many bytes are missing for a GGUF, and how many it takes, as the engine says."""
     from phi4local.actions.fit import main_room
 
-    read_model_header(located.path)
-    _check_size(located.path, located.stored)
     wanted = (Wanted(located.build, path=located.path),)
-    main = main_room(probe_memory())
-    found = survey(Question(None, wanted, main, context_tokens, kv_type, given_back(replaced)), state_folder())
+    question = Question(None, wanted, main_room(probe_memory()), wish.context_tokens, wish.kv_type, given)
+    found = survey(question, state_folder())
     for _, error in found.problems:
         raise error
-    for one in found.builds:
-        if one.placement.short_bytes:
-            needed, short = one.placement.total.total_bytes, one.placement.short_bytes
-            raise DoesNotFit(
-                f"`{located.label}` needs {memory_text(needed)}, {memory_text(short)} more than there will be",
-                hint="Choose a smaller build, or leave and start it with a smaller `--context`",
-            )
+    [place] = [one.placement for one in found.builds]
+    return place.short_bytes, place.total.total_bytes
+
+
+def _folder_lack(located: Located, given: dict[str, int], wish: Wish) -> tuple[int, int]:
+    """The same for an MLX folder, by arithmetic; main memory is what Metal has too."""
+    from phi4local.actions.fit import main_room
+
+    folder = read_folder(located.path)
+    context = wish.context_tokens or min(folder.trained_tokens, DEFAULT_CONTEXT_TOKENS)
+    takes = needed(folder, wish.kv_type, context).total_bytes
+    return max(0, takes - main_room(probe_memory()).usable_bytes - sum(given.values())), takes
 
 
 def given_back(engine: Engine) -> dict[str, int]:
@@ -153,9 +177,10 @@ def locate(
     if name and is_path(name):
         path = file_at(Path(name))
         return Located(path.name, str(path.absolute()), path.name, path)
-    choices = builds_of(name)
-    if len(choices) == 1:
-        return _located(choices[0], "")
+    here = builds_of(name)
+    choices = [build for build in here if build.manifest.format == "gguf"] or here
+    if len(choices) == 1 or choices[0].manifest.format != "gguf":
+        return _located(max(choices, key=lambda build: build.manifest.bpw), "")
     from phi4local.actions.fit import fit_files
 
     files = {build.manifest.build: build.path for build in choices}
@@ -170,23 +195,16 @@ def _located(build: Build, why: str) -> Located:
 
 def _check_size(path: Path, build: Build | None) -> None:
     """A cheap look at every load; `verify` is the thorough one."""
-    if build and path.stat().st_size != build.manifest.bytes:
+    if build and (found := size_bytes(path)) != build.manifest.bytes:
         raise FormatError(
-            f"`{path.name}` has {path.stat().st_size} bytes, its manifest says {build.manifest.bytes}",
+            f"`{path.name}` has {found} bytes, its manifest says {build.manifest.bytes}",
             hint=f"phi4local pull {build.label}",
         )
 
 
-def _sampling(header: Header, build: Build | None) -> GenerationOptions:
-    """The file's own `general.sampling.*`, else the model card's, else greedy."""
-    model = find_model(build.manifest.name) if build else None
+def _sampling(located: Located) -> GenerationOptions:
+    """What the model's files ask for, else the model card, else greedy."""
+    model = find_model(located.stored.manifest.name) if located.stored else None
     wanted = model.sampling if model else None
     options = GenerationOptions(**dataclasses.asdict(wanted)) if wanted else GenerationOptions()
-    temperature, top_k, top_p = (header.metadata.get(f"general.sampling.{key}") for key in ("temp", "top_k", "top_p"))
-    if isinstance(temperature, float) and 0 <= temperature <= 10:
-        options = dataclasses.replace(options, temperature=temperature)
-    if type(top_k) is int and 0 < top_k < 1 << 20:
-        options = dataclasses.replace(options, top_k=top_k)
-    if isinstance(top_p, float) and 0 < top_p <= 1:
-        options = dataclasses.replace(options, top_p=top_p)
-    return options
+    return own_sampling(located.path, options)

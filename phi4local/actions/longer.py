@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hardware.probe import probe_memory
 from phi4local.actions.chat import Opened, given_back
 from phi4local.actions.fit import main_room
+from phi4local.actions.model_files import is_folder, trained_tokens
+from phi4local.backends.mlx_folder import needed, read_folder
 from phi4local.backends.survey import Question, Surveyed, Wanted, survey
 from phi4local.errors import Phi4LocalError
 from phi4local.settings import state_folder
 from phi4local.units import memory
-from quant.gguf import Header
-from quant.sound import read_model_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +32,39 @@ def longer_context(opened: Opened) -> Longer | str:
     none: the reason, in a sentence; also where the file or the engine cannot be asked.
     """
     try:
-        return _longer(opened, read_model_header(opened.located.path))
+        return _longer(opened, trained_tokens(opened.located.path))
     except Phi4LocalError as error:
         return error.message
 
 
-def _longer(opened: Opened, header: Header) -> Longer | str:
+def _longer(opened: Opened, trained: int) -> Longer | str:
     info = opened.engine.info
-    trained = header.count(f"{header.text('general.architecture')}.context_length") or 0
     sizes = doubled(info.context_tokens, trained)
     if not sizes:
         return f"The model was trained for a context of {trained:,} tokens and has it already"
+    if is_folder(opened.located.path):
+        return _longer_folder(opened, sizes)
     most = _asked(opened, info.context_tokens).most_context
     wanted = max((size for size in sizes if size <= most), default=sizes[0])
     place = _asked(opened, wanted).placement
     if place.short_bytes:
-        return (
-            f"A context of {wanted:,} tokens needs {memory(place.total.total_bytes)}, "
-            f"{memory(place.short_bytes)} more than there is"
-        )
+        return _too_long(wanted, place.total.total_bytes, place.short_bytes)
     return Longer(wanted, place.total.total_bytes, slower=place.gpu_layers < info.load.gpu_layers)
+
+
+def _longer_folder(opened: Opened, sizes: Sequence[int]) -> Longer | str:
+    """The same by arithmetic: MLX has all layers in one place."""
+    folder, kv_type = read_folder(opened.located.path), opened.engine.info.load.kv_type
+    room = main_room(probe_memory()).usable_bytes + sum(given_back(opened.engine).values())
+    takes = {size: needed(folder, kv_type, size).total_bytes for size in sizes}
+    fitting = [size for size in sizes if takes[size] <= room]
+    if fitting:
+        return Longer(fitting[-1], takes[fitting[-1]])
+    return _too_long(sizes[0], takes[sizes[0]], takes[sizes[0]] - room)
+
+
+def _too_long(wanted: int, takes: int, short: int) -> str:
+    return f"A context of {wanted:,} tokens needs {memory(takes)}, {memory(short)} more than there is"
 
 
 def doubled(present: int, trained: int) -> list[int]:

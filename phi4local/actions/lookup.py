@@ -1,4 +1,4 @@
-"""What a name on the command line means: builds of the store, or a file. Asks no engine, so it is quick."""
+"""What a name on the command line means: builds of the store, a file, an MLX folder. Asks no engine, so it is quick."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from phi4local.catalog import find_model
 from phi4local.errors import NotFound, UsageError
 from phi4local.store import Build, builds, find
+from quant.mlx import is_mlx_folder
 
 
 def check_name(name: str) -> None:
@@ -53,8 +54,10 @@ def _quantize(folder: str) -> str:
 
 
 def file_at(path: Path) -> Path:
+    if is_mlx_folder(path):
+        return path
     if os.path.isdir(path):  # noqa: PTH112  see above
         raise UsageError(f"`{path}` is a folder", hint=_quantize(str(path)))
     if not os.path.isfile(path):  # noqa: PTH113  nor a pipe, which would be waited for without end
-        raise NotFound(f"No file `{path}`", hint="Give a .gguf file, or a name from `phi4local list`")
+        raise NotFound(f"No file `{path}`", hint="Give a .gguf file, an MLX folder, or a name from `phi4local list`")
     return path

@@ -1,0 +1,83 @@
+"""What stands in a model's files before any engine sees them: a GGUF's header, or an MLX folder's small files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from phi4local.backends.mlx_folder import read_folder
+from phi4local.engine import GenerationOptions
+from phi4local.errors import FormatError, NotFound
+from phi4local.files import read_bounded
+from quant.config import CONFIG_LIMIT_BYTES
+from quant.safetensors import parse_json
+from quant.sound import read_model_header
+
+_GENERATION = "generation_config.json"
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a build is a folder, which MLX runs, and not a GGUF file."""
+    return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises for what cannot be a path
+
+
+def check_files(path: Path) -> None:
+    """Refuse what no engine would load, as far as a quick look tells (NotFound, FormatError)."""
+    if is_folder(path):
+        read_folder(path)
+    else:
+        read_model_header(path)
+
+
+def size_bytes(path: Path) -> int:
+    """Of the file, or of the files in the folder."""
+    if not is_folder(path):
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+
+
+def trained_tokens(path: Path) -> int:
+    """The longest context that the model was trained for; 0 where its file does not say (NotFound, FormatError)."""
+    if is_folder(path):
+        return read_folder(path).trained_tokens
+    header = read_model_header(path)
+    return header.count(f"{header.text('general.architecture')}.context_length") or 0
+
+
+def own_sampling(path: Path, options: GenerationOptions) -> GenerationOptions:
+    """`options` with what the model's files ask for (NotFound, FormatError)."""
+    return _with(options, *(_folder_sampling(path) if is_folder(path) else _header_sampling(path)))
+
+
+def _header_sampling(path: Path) -> tuple[Any, Any, Any]:
+    metadata = read_model_header(path).metadata
+    temperature, top_k, top_p = (metadata.get(f"general.sampling.{key}") for key in ("temp", "top_k", "top_p"))
+    return temperature, top_k, top_p
+
+
+def _folder_sampling(path: Path) -> tuple[Any, Any, Any]:
+    """Those of generation_config.json, which count where it samples at all."""
+    try:
+        values = parse_json(read_bounded(path / _GENERATION, CONFIG_LIMIT_BYTES), path / _GENERATION)
+    except (NotFound, FormatError):  # it only advises
+        return None, None, None
+    if values.get("do_sample") is not True:
+        return None, None, None
+    return values.get("temperature"), values.get("top_k"), values.get("top_p")
+
+
+def _with(options: GenerationOptions, temperature: Any, top_k: Any, top_p: Any) -> GenerationOptions:
+    """Each where it is sensible."""
+    if _is_number(temperature) and 0 <= temperature <= 10:
+        options = replace(options, temperature=float(temperature))
+    if type(top_k) is int and 0 < top_k < 1 << 20:
+        options = replace(options, top_k=top_k)
+    if _is_number(top_p) and 0 < top_p <= 1:
+        options = replace(options, top_p=float(top_p))
+    return options
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

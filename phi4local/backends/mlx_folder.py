@@ -1,0 +1,130 @@
+"""An MLX folder as its files tell: configuration, tokenizer, the shards' headers, and what loading it takes.
+
+Checked before MLX sees any of it; needs no MLX itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phi4local.backends.state_file import file_identity
+from phi4local.errors import FormatError, NotFound
+from phi4local.fit import Use
+from quant import mlx
+from quant.config import Config, config_of, read_values
+from quant.flash import FlashConfig, flash_shapes, read_flash_config
+from quant.flash import kv_bytes as flash_kv_bytes
+from quant.names import weights
+from quant.safetensors import Shard, read_shard
+from quant.tokenizer import Tokenizer, read_tokenizer
+
+_FLASH = "phi4flash"
+_QUANTIZED = ("quantization", "quantization_config")
+
+
+@dataclass(frozen=True, slots=True)
+class MlxFolder:
+    """A folder that MLX can load; `config` or `flash` says what it is.
+
+    `mended_values` replace values of config.json: mlx-lm does not know every spelling of the rope's.
+    """
+
+    path: Path
+    config: Config | None
+    flash: FlashConfig | None
+    bits: str
+    mended_values: dict[str, Any]
+    tokenizer: Tokenizer
+    shards: tuple[Shard, ...]
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(record.size_bytes for shard in self.shards for record in shard.records)
+
+    @property
+    def trained_tokens(self) -> int:
+        """The longest context."""
+        shape = self.config or self.flash
+        assert shape is not None
+        return shape.context
+
+    @property
+    def original_context(self) -> int:
+        """How far the short rope factors reach."""
+        return self.config.original_context if self.config else self.trained_tokens
+
+    @property
+    def layers(self) -> int:
+        shape = self.config or self.flash
+        assert shape is not None
+        return shape.layers
+
+    @property
+    def description(self) -> str:
+        """In the words of llama.cpp's: `phi3 14.7B MLX 4-bit`."""
+        if self.config:
+            parameters = sum(math.prod(weight.shape) for weight in weights(self.config))
+            return f"phi3 {parameters / 1e9:.1f}B MLX {self.bits}"
+        assert self.flash is not None
+        return f"{_FLASH} {sum(map(math.prod, flash_shapes(self.flash).values())) / 1e9:.1f}B MLX {self.bits}"
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from every other folder, without reading its weights."""
+        config = hashlib.sha256((self.path / "config.json").read_bytes()).hexdigest()
+        return {"config": config} | {shard.path.name: file_identity(shard.path) for shard in self.shards}
+
+
+def needed(folder: MlxFolder, kv_type: str, context_tokens: int) -> Use:
+    """What a load takes: the weights, the whole cache, and the work of a step of the prompt."""
+    if folder.config:
+        cache_bytes = mlx.kv_bytes(folder.config, context_tokens, kv_type)
+        return Use(folder.weights_bytes, cache_bytes, mlx.compute_bytes(folder.config))
+    assert folder.flash is not None
+    return Use(folder.weights_bytes, flash_kv_bytes(folder.flash, context_tokens))
+
+
+def read_folder(path: Path) -> MlxFolder:
+    """Read and check a folder (NotFound, FormatError)."""
+    values = read_values(path)
+    shards = tuple(read_shard(file) for file in sorted(path.glob("model*.safetensors")))
+    if not shards:
+        raise NotFound(f"No weights in `{path}`", hint="It should hold `model.safetensors`")
+    bits = _bits(values)
+    plain = {key: value for key, value in values.items() if key not in _QUANTIZED}
+    if values.get("model_type") == _FLASH:
+        flash = read_flash_config(plain)
+        return MlxFolder(path, None, flash, bits, {}, read_tokenizer(path, flash), shards)
+    config = config_of(plain)
+    return MlxFolder(path, config, None, bits, _rope_values(config), read_tokenizer(path, config), shards)
+
+
+def _bits(values: dict[str, Any]) -> str:
+    """How the weights are stored, in words."""
+    quantization = values.get("quantization")
+    if quantization is None:
+        if values.get("quantization_config") is not None:
+            raise FormatError("These weights are quantized, and not by MLX", hint="Get an MLX or a GGUF build")
+        return "16-bit"
+    bits = quantization.get("bits") if isinstance(quantization, dict) else None
+    if type(bits) is not int or not 1 < bits <= 8:
+        raise FormatError("`config.json`: `quantization` does not say how many bits", hint="Get another build")
+    return f"{bits}-bit"
+
+
+def _rope_values(config: Config) -> dict[str, Any]:
+    """The rope in the one spelling that mlx-lm reads (its phi3 does not know `rope_parameters`)."""
+    factors = config.long_rope
+    scaling = factors and {"type": "longrope", "long_factor": [*factors.long], "short_factor": [*factors.short]}
+    return {
+        "rope_theta": config.rope_theta,
+        # mlx-lm cuts the product with the head's size off, so a little more than the share itself
+        "partial_rotary_factor": (config.rotary_dimensions + 1e-6) / config.head_size,
+        "rope_scaling": scaling,
+        "max_position_embeddings": config.context,
+        "original_max_position_embeddings": config.original_context,
+    }
