@@ -10,16 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from quant.config import Config
 
 
-class LongRope(nn.Module):
+class LongRope(Module):
     """The rotary embedding of every layer of a model; `long` chooses the factors."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         assert config.long_rope is not None
         self.dims = config.rotary_dimensions
         self.long = False
