@@ -20,7 +20,9 @@ from phi4local.files import read_bounded
 from phi4local.printing import printable
 from phi4local.settings import home_folder
 from quant.config import Config, LongRope
+from quant.flash import FlashConfig
 from quant.ggml import BUILDS
+from quant.safetensors import SINGLE_NAME
 
 _LIMIT_BYTES = 1_000_000
 _OURS = Path(__file__).parent / "data" / "catalog.toml"
@@ -59,10 +61,16 @@ class ReadyMade:
     def is_gguf(self) -> bool:
         return self.file.endswith(".gguf")
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is an MLX build: the whole repository, of which `file` may name the largest part."""
+        return self.file in ("", SINGLE_NAME)
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """`spellings` are folder and repository names, in lower case; `config` is the shape, where a GGUF can be made.
+    """`spellings` are folder and repository names, in lower case. `config` is the shape where a GGUF can be made,
+    `flash` where only an MLX build can.
 
     `runtimes` say `yes` or why not; `ready` are the published files of each build, the preferred one first.
     """
@@ -83,6 +91,12 @@ class Model:
     sampling: Sampling | None
     runtimes: Mapping[str, str]
     ready: Mapping[str, tuple[ReadyMade, ...]]
+    flash: FlashConfig | None = None
+
+    @property
+    def shape(self) -> Config | FlashConfig | None:
+        """What builds can be made of, if any can."""
+        return self.config or self.flash
 
     @property
     def described(self) -> dict[str, ReadyMade]:
@@ -121,7 +135,8 @@ class _Tables:
             values = tomllib.loads(read_bounded(path, _LIMIT_BYTES).decode())
         except (ValueError, RecursionError) as error:
             raise FormatError(f"`{path}` is not TOML: {printable(str(error))[:120]}", hint=_HINT) from None
-        self._keys(values, "the file", ("shapes", "models", "ready"))
+        self._keys(values, "the file", ("shapes", "flash", "models", "ready"))
+        self.flash = {name: self._flash(name, table) for name, table in self._tables(values, "flash")}
         self.shapes = {name: self._shape(name, table) for name, table in self._tables(values, "shapes")}
         self.models_by_name = dict(self._tables(values, "models"))
         ready = values.get("ready", [])
@@ -133,6 +148,7 @@ class _Tables:
         """Take the user's entries; of the same name they replace ours, and their ready-made files come first."""
         self.path = own.path  # who is wrong from here on
         self.shapes |= own.shapes
+        self.flash |= own.flash
         self.models_by_name |= own.models_by_name
         self.ready = own.ready + self.ready
 
@@ -190,15 +206,44 @@ class _Tables:
         config = Config(**values, long_rope=rope, tied=tied, special_ids={})
         return config, self._value(table, "header_bytes", "a count", where)
 
+    def _flash(self, name: str, table: dict[str, Any]) -> FlashConfig:
+        """A shape that only MLX runs, read as a config.json's values are."""
+        where = f"flash `{name}`"
+        names = [field.name for field in fields(FlashConfig) if field.name not in ("tied", "special_ids", "epsilon")]
+        self._keys(table, where, (*names, "epsilon", "tied"))
+        sizes = {key: self._value(table, key, "a dimension", where, needed=True) for key in names}
+        if zero := next((key for key in names if not sizes[key]), None):
+            raise self._wrong(f"`{zero}` of {where} is 0")
+        if sizes["layers"] % 4 or sizes["hidden"] % sizes["heads"] or sizes["heads"] % sizes["kv_heads"]:
+            raise self._wrong(f"the layers or heads of {where} do not divide its sizes")
+        epsilon = float(self._value(table, "epsilon", "a number", where, needed=True))
+        tied = self._value(table, "tied", "true or false", where)
+        return FlashConfig(**sizes, epsilon=epsilon, tied=tied, special_ids={})
+
     def _model(self, name: str, table: dict[str, Any]) -> Model:
         where = f"model `{name}`"
         texts = ("licence", "released", "knowledge", "purpose")
-        known = ("repository", "revision", "spellings", "shape", "parameters", "context", "weaknesses", "sampling")
+        known = (
+            "repository",
+            "revision",
+            "spellings",
+            "shape",
+            "parameters",
+            "context",
+            "weaknesses",
+            "sampling",
+            "flash",
+        )
         self._keys(table, where, (*known, *texts, "runtimes"))
         shape = self._value(table, "shape", "text", where)
         if shape and shape not in self.shapes:
             raise self._wrong(f"`shape` of {where} names `{printable(shape)}`, which is none of the shapes")
         config, header_bytes = self.shapes.get(shape, (None, 0))
+        flash = self._value(table, "flash", "text", where)
+        if flash and (flash not in self.flash or shape):
+            raise self._wrong(
+                f"`flash` of {where} names `{printable(flash)}`, no table of `flash`, or there is a `shape`"
+            )
         repository = self._value(table, "repository", "a repository", where, needed=True)
         ready: dict[str, tuple[ReadyMade, ...]] = {}
         for _, files in (entry for entry in self.ready if entry[0] == name):
@@ -218,6 +263,7 @@ class _Tables:
             sampling=self._sampling(table, where),
             runtimes=self._value(table, "runtimes", "a table of texts", where),
             ready=ready,
+            flash=self.flash.get(flash),
         )
 
     def _sampling(self, table: dict[str, Any], where: str) -> Sampling | None:
@@ -317,7 +363,7 @@ def origin(folder: Path) -> Origin:
     return Origin(f"{match[1]}/{match[2]}", match[3]) if match else Origin(None, None)
 
 
-def model_name(folder: Path, config: Config) -> str:
+def model_name(folder: Path, config: Config | FlashConfig) -> str:
     """What a model made from `folder` is called.
 
     A name of the catalogue is given only where the shape is the model's and the repository or, without one, the
@@ -327,14 +373,14 @@ def model_name(folder: Path, config: Config) -> str:
     title = slug(repository.split("/")[-1] if repository else folder.resolve().name)
     for model in models():
         known = repository.lower() == model.repository.lower() if repository else title in model.spellings
-        if known and model.config and shape_of(model.config) == shape_of(config):
+        if known and model.shape and shape_of(model.shape) == shape_of(config):
             return model.name
     return title
 
 
-def shape_of(config: Config) -> tuple[int, int, float]:
-    """What tells one model of the family from another."""
-    return config.hidden, config.layers, config.rope_theta
+def shape_of(config: Config | FlashConfig) -> tuple[int, int, float]:
+    """What tells one model of the family from another; a flash model has no rope."""
+    return config.hidden, config.layers, config.rope_theta if isinstance(config, Config) else 0.0
 
 
 def slug(text: str) -> str:

@@ -1,9 +1,12 @@
-"""Which build to take: the best quality that fits wholly in the fastest memory. Pure."""
+"""Which build to take: the best quality that fits wholly in the fastest memory. Pure.
+
+Of GGUF and MLX the first, unless both were measured on this machine in the same quality and MLX is the faster one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from phi4local.fit import HOST, Memory, Use, Where, is_metal, total
 from phi4local.speed import Speed
@@ -12,20 +15,27 @@ from phi4local.units import memory as memory_text
 # From best to worst by KL divergence from the original, as the README of llama.cpp's perplexity tool gives it for
 # Llama 3 8B: Q8_0 0.001, Q6_K 0.005, Q5_K_M 0.011, Q4_K_M 0.031, Q4_0 0.072, Q3_K_M 0.10, Q2_K above 0.33. Builds in
 # one row are so close that the larger context decides.
+# No MLX build was measured here: each stands where its bits per weight put it. mlx-lm rounds to the nearest in groups
+# of 64, where llama.cpp's K builds have groups of 16 or 32 and fit their scales, so with as many bits the plain ones
+# stand a row or two lower. Only mixed-4-6 mixes as Q4_K_M does, with the same 4.9 bits; mxfp4 has the coarsest scales.
 QUALITY = (
-    ("BF16", "F16", "Q8_0"),
-    ("Q6_K",),
+    ("BF16", "F16", "Q8_0", "mlx-bf16", "mlx-8bit"),
+    ("Q6_K", "mlx-6bit"),
     ("Q5_K_M",),
     ("Q5_K_S",),
-    ("Q5_0",),
-    ("Q4_K_M",),
+    ("Q5_0", "mlx-5bit"),
+    ("Q4_K_M", "mlx-mixed-4-6"),
     ("Q4_K_S",),
     ("IQ4_NL", "IQ4_XS"),
-    ("Q4_1", "Q4_0"),
+    ("Q4_1", "Q4_0", "mlx-4bit"),
+    ("mlx-mxfp4",),
     ("Q3_K_L",),
-    ("Q3_K_M",),
-    ("Q3_K_S",),
+    ("Q3_K_M", "mlx-mixed-3-6"),
+    ("Q3_K_S", "mlx-mixed-3-4"),
+    ("mlx-3bit",),
     ("Q2_K",),
+    ("mlx-mixed-2-6",),
+    ("mlx-2bit",),
 )
 _RANK = {build: rank for rank, builds in enumerate(QUALITY) for build in builds}
 
@@ -51,6 +61,7 @@ class BuildFit:
     installed: bool = False
     ready_made: str = ""  # the repository and file of a published one
     note: str = ""
+    is_astray: bool = False  # it runs here, but this machine is not what its format is for
 
     @property
     def total(self) -> Use:
@@ -59,28 +70,65 @@ class BuildFit:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """A build, or None where nothing fits, and the reason in a sentence."""
+    """A build, or None where nothing fits, and the reason in a sentence; `beside`: what else is to be said of MLX."""
 
     build: str | None
     why: str
+    beside: str = ""
 
 
-def recommend(builds: Sequence[BuildFit], context: int) -> Recommendation:
-    """The best of these builds at this context.
+def worth_a_row(builds: Sequence[BuildFit]) -> list[BuildFit]:
+    """All but what is astray and not here, unless that is all there is."""
+    return [build for build in builds if not build.is_astray or build.installed] or list(builds)
+
+
+def recommend(builds: Sequence[BuildFit], context: int, name: str = "") -> Recommendation:
+    """The best of these builds at this context; `name` is the model's, for the command that measures one.
 
     Wholly on the cards comes before anything that the main memory has a part in; then quality; then the larger
-    context, where the context and the layers do not compete for a card; then the smaller file.
+    context, where the context and the layers do not compete for a card; then the smaller file. MLX builds are among
+    them where nothing else was asked about.
     """
-    known = [build for build in builds if build.format == "gguf" and build.memory]
+    gguf = [build for build in builds if build.format == "gguf"]
+    known = [build for build in gguf or builds if build.memory]
     fitting = [build for build in known if build.where != "none"]
     if not fitting:
         return Recommendation(None, _nothing(known, context))
     on_cards = [build for build in fitting if build.where == "gpu"]
     best = min(on_cards or fitting, key=_order)
     if len(known) == 1:
-        return Recommendation(best.build, f"{best.build} fits {_place(best, context)}")
-    others = [build for build in known if build is not best and _rank(build) <= _rank(best)]
-    return Recommendation(best.build, _reason(best, others, context))
+        why = f"{best.build} fits {_place(best, context)}"
+    else:
+        others = [build for build in known if build is not best and _rank(build) <= _rank(best)]
+        why = _reason(best, others, context)
+    mlx = [build for build in builds if build.format == "mlx" and build.where == "gpu" and not build.is_astray]
+    return (
+        _beside(Recommendation(best.build, why), best, mlx, name) if gguf and mlx else Recommendation(best.build, why)
+    )
+
+
+def _beside(found: Recommendation, best: BuildFit, mlx: Sequence[BuildFit], name: str) -> Recommendation:
+    """The MLX build that was measured to be faster than the GGUF of the same quality, or what is known of MLX."""
+    rivals = [one for one in mlx if _rank(one) == _rank(best)] or [one for one in mlx if _rank(one) > _rank(best)]
+    timed = [one for one in rivals if one.measured.generation_tps]
+    rival = max(timed, key=_tps) if timed else min(rivals, key=_order, default=None)
+    if rival is None:
+        return found
+    unmeasured = [one.build for one in (rival, best) if not _tps(one)]
+    if unmeasured:
+        commands = " and ".join(f"`phi4local bench {name}:{build}`" for build in unmeasured) if name else "bench"
+        return replace(found, beside=f"Whether MLX is faster was not measured here; {commands} would tell")
+    told = f"measured here: MLX {_tps(rival):.3g} tok/s, GGUF {_tps(best):.3g} tok/s"
+    if _tps(rival) <= _tps(best):
+        return replace(found, beside=f"{rival.build} is no faster; {told}")
+    if _rank(rival) > _rank(best):
+        return replace(found, beside=f"{rival.build} is faster and of lower quality; {told}")
+    size = memory_text(rival.total.total_bytes)
+    return Recommendation(rival.build, f"{rival.build} ({size}) is as good as {best.build} and faster; {told}")
+
+
+def _tps(build: BuildFit) -> float:
+    return build.measured.generation_tps or 0.0
 
 
 def _rank(build: BuildFit) -> int:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from phi4local.fit import HOST, Placement
 from quant.ggml import TYPES
 
-# What generation with llama.cpp reaches of the bandwidth in a card's data sheet before a benchmark tells better.
+# What generation with llama.cpp reaches of the bandwidth in a card's data sheet before a benchmark tells better; for
+# MLX, which nobody has measured here, it is taken over.
 CARD_SHARE = 0.7
 _SIMILAR = 8.0  # speeds that differ by less have the same bottleneck
 
@@ -154,9 +156,29 @@ def corrected(speed: Speed, name: str, build: str, where: str, benchmarks: Seque
     )
 
 
-def place_of(placement: Placement) -> str:
+class Placed(Protocol):
+    """Where something goes, and with how many layers on cards."""
+
+    @property
+    def where(self) -> str: ...
+
+    @property
+    def gpu_layers(self) -> int: ...
+
+
+def place_of(placement: Placed) -> str:
     """Where a benchmark was run: layers on a card make a difference."""
     return f"split {placement.gpu_layers}" if placement.where == "split" else placement.where
+
+
+def mlx_place_of(placement: Placed) -> str:
+    """The same for MLX, in words of its own: what llama.cpp reaches of a machine says nothing about MLX."""
+    return {"gpu": "MLX on Metal", "cpu": "MLX on the processor"}.get(placement.where, placement.where)
+
+
+def predict_streaming(read_bytes: int, bandwidth: int | None) -> Speed:
+    """Of a model that is read for each token from a memory of this bandwidth, if that is known."""
+    return Speed(bandwidth * CARD_SHARE / read_bytes) if bandwidth and read_bytes else Speed()
 
 
 def _are_similar(one: float | None, other: float | None) -> bool:

@@ -1,19 +1,13 @@
-"""How large an MLX build is, by arithmetic: mlx-lm writes every matrix in groups of 64 weights with a scale and a bias.
-
-MLX is not asked, because it cannot be without weights; the sizes of published builds (8.25 GB for phi-4 at 4 bits,
-2.16 GB for the mini) come out exact to their three digits.
-"""
+"""The MLX builds, their caches, and how a folder of one is known."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from phi4local.errors import Phi4LocalError
 from quant.config import Config, read_values
 from quant.safetensors import HEADER_LIMIT_BYTES, parse_json
-from quant.skeleton import tensor_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +34,9 @@ BUILDS = {
     "mlx-mixed-4-6": Recipe(4, mixed="mixed_4_6"),
     "mlx-bf16": Recipe(16),
 }
-BITS = (4, 6, 8)
 KV_BITS = {"f16": 0, "q8_0": 8, "q4_0": 4}  # of the types that a cache may have; 0: as the model computes
-_GROUP_WEIGHTS, _GROUP_BITS = 64, 32  # a 16-bit scale and a 16-bit bias for each group
 _ITEM_BYTES = 2  # bf16: vectors, and everything in the KV cache
-_PREFILL_TOKENS = 2048  # mlx-lm reads a prompt in steps of so many
-
-
-def weights_bytes(config: Config, bits: int) -> int:
-    """Bytes of the weights at `bits` bits."""
-    stored_bits = bits + _GROUP_BITS / _GROUP_WEIGHTS
-    shapes = [shape for name, shape in tensor_shapes(config).items() if not name.startswith("rope_")]
-    matrices = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
-    vectors = sum(math.prod(shape) for shape in shapes if len(shape) == 1)
-    return math.ceil(matrices * stored_bits / 8) + vectors * _ITEM_BYTES
+STEP_TOKENS = 512  # of a prompt are computed at once: what bounds the memory, and the time until a stop is seen
 
 
 def kv_group(head_size: int) -> int:
@@ -68,11 +51,6 @@ def kv_bytes(config: Config, context_tokens: int, kv_type: str = "f16") -> int:
     if not bits or not group:
         return values * _ITEM_BYTES
     return values * bits // 8 + values // group * 2 * _ITEM_BYTES
-
-
-def compute_bytes(config: Config) -> int:
-    """What one step of a prompt holds at its widest: the feed-forward's gate, up and product, and the hidden state."""
-    return _PREFILL_TOKENS * (3 * config.intermediate + 2 * config.hidden) * _ITEM_BYTES
 
 
 def is_mlx_folder(path: Path) -> bool:

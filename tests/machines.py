@@ -78,8 +78,10 @@ def read_machine(name: str) -> Machine:
     return Machine(report, read_facts(value["engine"]), value)
 
 
-def recommended(machine: Machine, model: str, replaced: Mapping[str, int] | None = None) -> fit.Fit:
-    """What the program says there, with nothing installed and nothing measured."""
+def recommended(
+    machine: Machine, model: str, replaced: Mapping[str, int] | None = None, measured: Measured | None = None
+) -> fit.Fit:
+    """What the program says there, with nothing installed and, by default, nothing measured."""
     subject = fit.find_subject(model)
     config = subject.config
     assert config is not None
@@ -87,7 +89,8 @@ def recommended(machine: Machine, model: str, replaced: Mapping[str, int] | None
     split = tuple(float(one.usable_bytes) for one in room if one.device != HOST)
     builds = tuple(_surveyed(model, wanted.build, config, room, split) for wanted in fit.wanted_builds(subject))
     found = Survey(machine.engine, tuple(room), builds, (), None)
-    return fit._fit(subject, machine.report, found, Measured("none"), "f16")
+    question = Question(config, (), found.rooms[0], CONTEXT)
+    return fit._fit(subject, machine.report, found, measured or Measured("none"), question)
 
 
 def _surveyed(model: str, build: str, config: Config, room: list[Room], split: Sequence[float]) -> Surveyed:

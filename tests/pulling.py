@@ -2,6 +2,7 @@
 
 acme/phi4-nano     the built-in checkpoint, as official weights
 acme/nano-gguf     a build of it, as somebody else's file
+acme/nano-mlx      another, as mlx-lm makes it: with the first release's flaws, and files that nobody should fetch
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tests.running import make
 from tests.shapes import PHI4_RELEASE_TEMPLATE
 
 OFFICIAL, READY, FILE = "acme/phi4-nano", "acme/nano-gguf", "nano-Q4_K_M.gguf"
+MLX, MLX_BUILD = "acme/nano-mlx", "nano:mlx-4bit"
 BUILD = "nano:Q4_K_M"
 EOS, PAD, TEMPLATE = "tokenizer.ggml.eos_token_id", "tokenizer.ggml.padding_token_id", "tokenizer.chat_template"
 OLD_END = 929  # <|endoftext|> of the built-in vocabulary
@@ -51,6 +53,39 @@ def publish_nano(root: Path) -> Path:
     (root / READY).mkdir()
     make(weights, "Q4_K_M", root / READY / FILE)
     return root
+
+
+def publish_mlx(root: Path) -> Path:
+    """The built-in checkpoint in four bits as mlx-lm makes it, in two shards, beside what else people publish."""
+    import mlx.core as core
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import load_model, quantize_model
+
+    folder = root / MLX
+    folder.mkdir(parents=True)
+    for name in (*MLX_SMALL, "vocab.json"):
+        shutil.copy(nano_folder() / name, folder / name)
+    model, config = load_model(nano_folder())
+    model, config = quantize_model(model, config, 64, 4)
+    arrays = sorted(tree_flatten(model.parameters()))
+    shards = {f"model-0000{n + 1}-of-00002.safetensors": dict(arrays[n::2]) for n in (0, 1)}
+    for name, part in shards.items():
+        core.save_safetensors(str(folder / name), part, metadata={"format": "mlx"})
+    index = {"metadata": {}, "weight_map": {key: name for name, part in shards.items() for key in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(config, indent=4))
+    for name in ("modeling_phi3.py", "pytorch_model.bin", "model.pkl", "README.md", ".gitattributes"):
+        (folder / name).write_text("not to be fetched")
+    return folder
+
+
+MLX_SMALL = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 
 
 def write_flawed(source: Path, target: Path, template: str | None = PHI4_RELEASE_TEMPLATE, **more: Any) -> Path:
@@ -98,6 +133,7 @@ def catalog(
     official: str = OFFICIAL,
     file: str = FILE,
     shape: Path | None = None,
+    mlx: str = "",
 ) -> str:
     """A user's catalog.toml with the model `nano` and its published Q4_K_M."""
     known = f', bytes = {size}, sha256 = "{sha256}"' if size else ""

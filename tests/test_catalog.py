@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from phi4local.catalog import model_name, models, origin, slug
+from phi4local.catalog import find_model, model_name, models, origin, slug
+from phi4local.errors import FormatError
 from quant.config import Config, read_config
 from tests import shapes
 from tests.checkpoints import write_configs
@@ -53,6 +54,58 @@ def test_every_model_is_found_by_its_repository(tmp_path: Path) -> None:
     for model in models():
         spelling = model.repository.split("/")[1].lower()
         assert spelling in model.spellings
+
+
+FLASH = """
+[flash.small]
+hidden = 2560
+intermediate = 10240
+layers = 32
+heads = 40
+kv_heads = 20
+vocabulary = 200064
+context = 262144
+sliding_window = 512
+epsilon = 1e-5
+d_state = 16
+d_conv = 4
+expand = 2
+dt_rank = 160
+tied = true
+[models.mine]
+repository = "acme/mine"
+flash = "small"
+"""
+
+
+def test_a_users_flash_model_has_the_shape_of_ours(home: Path) -> None:
+    home.mkdir()
+    (home / "catalog.toml").write_text(FLASH)
+    mine, ours = find_model("mine"), find_model("phi-4-mini-flash-reasoning")
+    assert mine
+    assert ours
+    assert (mine.config, mine.shape) == (None, ours.flash)
+    assert mine.flash is not None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ("layers = 32", "layers = 30", "do not divide"),
+        ("heads = 40\n", "heads = 41\n", "do not divide"),
+        ("d_conv = 4\n", "", "`d_conv`"),
+        ("d_conv = 4\n", "d_conv = 0\n", "`d_conv`"),
+        ("dt_rank = 160\n", 'dt_rank = "auto"\n', "`dt_rank`"),
+        ("tied = true", "tide = true", "tide"),
+        ('flash = "small"', 'flash = "smaller"', "`flash`"),
+        ('flash = "small"', 'flash = "small"\nshape = "phi-4"', "`flash`"),
+    ],
+)
+def test_a_wrong_flash_shape_is_refused(old: str, new: str, word: str, home: Path) -> None:
+    home.mkdir()
+    (home / "catalog.toml").write_text(FLASH.replace(old, new))
+    with pytest.raises(FormatError, match=word):
+        models()
 
 
 @pytest.mark.parametrize("text", ["..", "", "a/b", "-rf", "\x1b[2J", "Ünïcode", "." * 50])

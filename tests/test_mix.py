@@ -17,6 +17,7 @@ from quant.ggml import BUILDS, TYPES
 from quant.gguf import read_header
 from quant.metadata import config_of
 from quant.mix import published_types
+from quant.mlx_size import weights_bytes
 from quant.skeleton import Types, source_types, tensor_bytes, tensor_shapes, write_skeleton
 from quant.sound import read_model_header
 from tests.running import make
@@ -77,10 +78,13 @@ def test_only_the_fused_attention_differs(todays: Mapping[tuple[str, str], Types
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "gigabytes"), [("phi-4", 4, "8.25"), ("phi-4", 8, "15.6"), ("phi-4-mini", 4, "2.16")]
+    ("name", "build", "gigabytes"),
+    [("phi-4", "mlx-4bit", "8.25"), ("phi-4", "mlx-8bit", "15.6"), ("phi-4-mini", "mlx-4bit", "2.16")],
 )
-def test_mlx_sizes_are_the_published_ones(name: str, bits: int, gigabytes: str) -> None:
-    assert f"{mlx.weights_bytes(model_of(name).config, bits) / 1e9:.3g}" == gigabytes
+def test_mlx_sizes_are_the_published_ones(name: str, build: str, gigabytes: str) -> None:
+    config = model_of(name).config
+    assert config is not None
+    assert f"{weights_bytes(config, mlx.BUILDS[build]) / 1e9:.3g}" == gigabytes
 
 
 def test_an_mlx_cache_grows_with_the_context() -> None:

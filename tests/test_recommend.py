@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phi4local.fit import HOST, Use, Where
-from phi4local.recommend import QUALITY, BuildFit, Recommendation, recommend
+from phi4local.recommend import QUALITY, BuildFit, Recommendation, recommend, worth_a_row
+from phi4local.speed import Speed
 from quant.ggml import BUILDS
+from quant.mlx import BUILDS as MLX_BUILDS
 
 GIB = 1 << 30
 ON_CARD = "fits wholly on the graphics card with a context of 4096 tokens"
@@ -41,7 +44,7 @@ def chosen(*builds: BuildFit) -> str | None:
 
 def test_every_build_has_a_quality() -> None:
     ranked = [build for builds in QUALITY for build in builds]
-    assert sorted(ranked) == sorted(BUILDS)
+    assert sorted(ranked) == sorted((*BUILDS, *MLX_BUILDS))
 
 
 def test_on_the_card_comes_before_quality() -> None:
@@ -115,6 +118,62 @@ def test_what_cannot_run_here_is_never_recommended() -> None:
     assert recommend([broken, mlx, worst], 4096).why == f"Q2_K {IN_MEMORY} (5.00 GiB)"
     assert recommend([mlx, broken], 4096) == Recommendation(None, "No build that can be run here was asked about")
     assert recommend([], 4096).build is None
+
+
+def mlx_row(build: str, gib: float, tps: float | None = None, **more: Any) -> BuildFit:
+    """A build of Apple Silicon, measured or not."""
+    return replace(row(build, "gpu", gib), format="mlx", measured=Speed(tps), **more)
+
+
+def gguf_row(build: str, gib: float, tps: float | None = None) -> BuildFit:
+    return replace(row(build, "gpu", gib), measured=Speed(tps))
+
+
+def test_a_measurement_decides_between_formats_of_one_quality() -> None:
+    slow, fast = gguf_row("Q8_0", 16, 35), mlx_row("mlx-8bit", 15.5, 41.04)
+    found = recommend([slow, gguf_row("Q6_K", 12, 50), fast, mlx_row("mlx-4bit", 8, 70)], 4096, "phi-4")
+    assert found.build == "mlx-8bit"
+    assert found.why == (
+        "mlx-8bit (15.5 GiB) is as good as Q8_0 and faster; measured here: MLX 41 tok/s, GGUF 35 tok/s"
+    )
+    found = recommend([slow, mlx_row("mlx-8bit", 15.5, 34.9)], 4096, "phi-4")
+    assert (found.build, found.beside) == (
+        "Q8_0",
+        "mlx-8bit is no faster; measured here: MLX 34.9 tok/s, GGUF 35 tok/s",
+    )
+
+
+def test_a_faster_build_of_lower_quality_is_only_told_about() -> None:
+    found = recommend([gguf_row("Q4_K_M", 9, 35), mlx_row("mlx-4bit", 8, 41)], 4096, "phi-4")
+    assert found.build == "Q4_K_M"
+    assert found.beside == ("mlx-4bit is faster and of lower quality; measured here: MLX 41 tok/s, GGUF 35 tok/s")
+
+
+@pytest.mark.parametrize(
+    ("gguf_tps", "mlx_tps", "commands"),
+    [
+        (None, None, "`phi4local bench phi-4:mlx-8bit` and `phi4local bench phi-4:Q8_0`"),
+        (35, None, "`phi4local bench phi-4:mlx-8bit`"),
+        (None, 41, "`phi4local bench phi-4:Q8_0`"),
+    ],
+)
+def test_what_was_not_measured_is_said(gguf_tps: float | None, mlx_tps: float | None, commands: str) -> None:
+    rows = [gguf_row("Q8_0", 16, gguf_tps), mlx_row("mlx-8bit", 15.5, mlx_tps), mlx_row("mlx-2bit", 5, 100)]
+    found = recommend(rows, 4096, "phi-4")
+    assert found.build == "Q8_0"
+    assert found.beside == f"Whether MLX is faster was not measured here; {commands} would tell"
+    assert recommend(rows[:1], 4096).beside == ""
+
+
+def test_where_mlx_is_astray_it_is_taken_only_when_nothing_else_was_asked_about() -> None:
+    astray = replace(mlx_row("mlx-8bit", 15.5, 41), where="cpu", is_astray=True)
+    assert recommend([row("Q2_K", "cpu", 5), astray], 4096, "phi-4") == Recommendation(
+        "Q2_K", f"Q2_K {IN_MEMORY} (5.00 GiB)"
+    )
+    assert recommend([astray], 4096).build == "mlx-8bit"
+    assert worth_a_row([astray]) == [astray]
+    assert worth_a_row([astray, slow := row("Q2_K", "cpu", 5)]) == [slow]
+    assert worth_a_row([replace(astray, installed=True), slow]) == [replace(astray, installed=True), slow]
 
 
 REASONS = [

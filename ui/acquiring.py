@@ -131,7 +131,9 @@ def offer_of(looked: Looked, answer: Fit | Phi4LocalError | None) -> Offered:
     """What is asked before a pull; `answer` is what the engine has said of the model."""
     choice, found = looked.choice, looked.preview
     count = len(found.files)
-    files = "a published file" if choice.ready else f"{count} file{'s' if count != 1 else ''} of official weights"
+    several = f"{count} file{'s' if count != 1 else ''}"
+    files = f"{several} of official weights" if not choice.ready else f"{several}, published"
+    files = "a published file" if choice.ready and choice.ready.is_gguf else files
     facts = [("To fetch", f"{file_size(found.fetched_bytes)}, {files}"), ("From", found.repository)]
     if found.plan:
         made = f"{file_size(found.plan.size_bytes)}, {found.plan.bits_per_weight:.2f} bits per weight"
@@ -159,7 +161,8 @@ def _reason(choice: Choice) -> str:
 def _other_way(choice: Choice) -> str:
     size_bytes = fetched_bytes(choice)
     size = f" ({file_size(size_bytes)})" if size_bytes else ""
-    return f"{'Published file' if choice.ready else 'Official weights'}{size}"
+    published = "Published file" if choice.ready and choice.ready.is_gguf else "Published files"
+    return f"{published if choice.ready else 'Official weights'}{size}"
 
 
 def offer_of_plan(found: Plan) -> Offered:

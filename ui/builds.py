@@ -16,7 +16,7 @@ from phi4local.catalog import Model, models
 from phi4local.chats import clean
 from phi4local.errors import Phi4LocalError
 from phi4local.fit import HOST, UNKNOWN_BYTES
-from phi4local.recommend import BuildFit
+from phi4local.recommend import BuildFit, worth_a_row
 from phi4local.settings import nano_folder
 from phi4local.store import Build
 from phi4local.units import file_size, memory
@@ -62,7 +62,7 @@ class Entry:
 
 def offered() -> list[Model]:
     """The models of which something can be had that runs here."""
-    return [model for model in models() if model.config or _is_published(model)]
+    return [model for model in models() if model.shape or _is_published(model)]
 
 
 def _is_published(model: Model) -> bool:
@@ -149,7 +149,7 @@ def best_label(name: str, answer: Fit | Phi4LocalError | None) -> str | None:
 def _told(answer: Fit | Phi4LocalError | None) -> list[BuildFit]:
     if not isinstance(answer, Fit):
         return []
-    return [row for row in answer.builds if row.format == "gguf" or not row.note.startswith("runs")]
+    return worth_a_row(answer.builds)
 
 
 def _here_entry(build: Build, answer: Fit | Phi4LocalError | None, current: str | None, title: str) -> Entry:
@@ -171,7 +171,8 @@ def _absent_entry(model: Model, fit: BuildFit, answer: Fit | None) -> Entry:
     best = answer is not None and answer.recommendation.build == fit.build
     marks = {"-nowhere"} if fit.where == "none" else {"-best"} if best else set()
     choice = _choice(label)
-    bits = f"{8 * (fit.file_bytes - model.header_bytes) / model.parameters:.1f}" if model.parameters else ""
+    weights = fit.total.weights_bytes if fit.format == "mlx" else fit.file_bytes - model.header_bytes
+    bits = f"{8 * weights / model.parameters:.1f}" if model.parameters else ""
     detail = " ".join(filter(None, (_why(answer, best), _needs(fit, answer), origin(choice))))
     source = _source(choice)
     cells = (fit.build, file_size(fit.file_bytes), bits, *_room(fit), _state(choice), source)
@@ -246,7 +247,10 @@ def rate(tps: float) -> str:
 
 
 def _why(answer: Fit | Phi4LocalError | None, best: bool) -> str:
-    return f"Recommended: {answer.recommendation.why}." if best and isinstance(answer, Fit) else ""
+    if not best or not isinstance(answer, Fit):
+        return ""
+    found = answer.recommendation
+    return f"Recommended: {found.why}.{f' {found.beside}.' if found.beside else ''}"
 
 
 def _needs(fit: BuildFit | None, answer: Fit | Phi4LocalError | None) -> str:
@@ -262,10 +266,11 @@ def _needs(fit: BuildFit | None, answer: Fit | Phi4LocalError | None) -> str:
         more = f", {memory(fit.short_bytes)} more than can be used here" if fit.short_bytes else ""
         return f"Does not fit: it needs {memory(use.total_bytes)}{more} with a context of {answer.context} tokens."
     if fit.build == answer.recommendation.build:
-        return ""
+        return f"MLX: {fit.note}." if fit.note else ""
     parts = (("Weights", use.weights_bytes), ("conversation", use.kv_bytes), ("computing", use.compute_bytes))
     said = ", ".join(f"{name} {memory(size)}" for name, size in parts)
-    return f"{said}, with {answer.context} tokens."
+    note = f" MLX: {fit.note}." if fit.note else ""
+    return f"{said}, with {answer.context} tokens.{note}"
 
 
 def machine_line(report: Report) -> str:

@@ -15,11 +15,13 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Footer, Input, Label, Select
 
 from phi4local.printing import printable, printable_lines
+from quant import mlx
 from quant.ggml import BUILDS
 from ui.acquiring import Offered
 from ui.dialogs import Line
 
 _USUAL_BUILD = "Q4_K_M"
+_BUILDS = (*BUILDS, *mlx.BUILDS)
 _WIDTHS = [(0, "-narrow"), (76, "-wide")]
 _HEIGHTS = [(0, "-low"), (20, "-high")]
 
@@ -98,7 +100,7 @@ class FolderForm(ModalScreen[tuple[Path, str] | None]):
                 yield Label("The folder with config.json, the tokenizer's files and *.safetensors", classes="note")
                 yield Line(placeholder="/path/to/phi-4", compact=True)
                 yield Label("The build", classes="note")
-                yield Select([(build, build) for build in BUILDS], value=_USUAL_BUILD, allow_blank=False, compact=True)
+                yield Select([(build, build) for build in _BUILDS], value=_USUAL_BUILD, allow_blank=False, compact=True)
             with Horizontal(classes="answers"):
                 yield Button("Make it", variant="primary", id="yes", compact=True)
                 yield Button("Cancel", id="no", compact=True)

@@ -7,14 +7,18 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from hardware.probe import probe
-from phi4local.actions.chat import Located, locate, open_located
+from hardware.report import Report
+from phi4local.actions.chat import Located, Wish, locate, open_located
 from phi4local.actions.fit import ask, bandwidths, main_room
+from phi4local.actions.fit_mlx import Asked, folder_row, ground_of, shape_of_folder
+from phi4local.actions.model_files import is_folder
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.backends.survey import Question, Wanted
-from phi4local.engine import Engine, Timing
-from phi4local.measured import keep_benchmark
+from phi4local.engine import DEFAULT_CONTEXT_TOKENS, Engine, Timing
+from phi4local.fit import Room
+from phi4local.measured import keep_benchmark, read_measured
 from phi4local.settings import home_folder
-from phi4local.speed import Benchmark, Speed, corrected, place_of, predict
+from phi4local.speed import Benchmark, Speed, corrected, mlx_place_of, place_of, predict
 
 _ROUNDS, _MOST_ROUNDS = 5, 20
 _SECONDS = 2.0  # what a round's generation, and its prompt, should take at most, and all rounds at least
@@ -49,7 +53,7 @@ class Result:
 def bench(
     name: str | None, *, context_tokens: int | None = None, kv_type: str = "f16"
 ) -> Generator[Round, None, Result]:
-    """Measure a build of the store or a .gguf file (the errors of `open_model`)."""
+    """Measure a build of the store, a .gguf file or an MLX folder (the errors of `open_model`)."""
     located = locate(name, context_tokens=context_tokens, kv_type=kv_type)
     expected, predicted, where = _predictions(located, context_tokens, kv_type)  # before anything else keeps it busy
     opened = open_located(located, context_tokens=context_tokens, kv_type=kv_type)
@@ -73,14 +77,27 @@ def bench(
 def _predictions(located: Located, context_tokens: int | None, kv_type: str) -> tuple[Speed, Speed, str]:
     """With what earlier benchmarks have shown, from the rates alone, and where the build goes."""
     report = probe(home_folder())
+    main = main_room(report.memory)
+    if is_folder(located.path):
+        return _mlx_predictions(located, report, main, Wish(context_tokens, kv_type))
     wanted = (Wanted(located.build, path=located.path),)
-    found, measured = ask(Question(None, wanted, main_room(report.memory), context_tokens, kv_type, calibrate=True))
+    found, measured = ask(Question(None, wanted, main, context_tokens, kv_type, calibrate=True))
     if not found.builds:
         raise found.problems[0][1]
     one = found.builds[0]
     predicted = predict(measured.rates, one.work, one.placement, bandwidths(report, found.engine))
     where = place_of(one.placement)
     return corrected(predicted, located.key, located.build, where, measured.benchmarks), predicted, where
+
+
+def _mlx_predictions(located: Located, report: Report, main: Room, wish: Wish) -> tuple[Speed, Speed, str]:
+    """The same of an MLX folder, from the bandwidth of Apple's memory; elsewhere nothing is known before."""
+    known = read_measured(machine_and_build()).benchmarks
+    shape = shape_of_folder(located.path)
+    context = wish.context_tokens or min(shape.context, DEFAULT_CONTEXT_TOKENS)
+    asked = Asked(shape, context, wish.kv_type, ground_of(report, [main]), located.key, known)
+    row = folder_row(asked, located.build, located.path)
+    return row.expected, row.predicted, mlx_place_of(row)
 
 
 def _sizes(engine: Engine) -> tuple[int, int]:

@@ -177,10 +177,9 @@ def locate(
     if name and is_path(name):
         path = file_at(Path(name))
         return Located(path.name, str(path.absolute()), path.name, path)
-    here = builds_of(name)
-    choices = [build for build in here if build.manifest.format == "gguf"] or here
-    if len(choices) == 1 or choices[0].manifest.format != "gguf":
-        return _located(max(choices, key=lambda build: build.manifest.bpw), "")
+    choices = builds_of(name)
+    if len(choices) == 1:
+        return _located(choices[0], "")
     from phi4local.actions.fit import fit_files
 
     files = {build.manifest.build: build.path for build in choices}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from phi4local.actions.fit import cannot_run, fit
+from phi4local.actions.fit_mlx import ELSEWHERE, possible_builds
 from phi4local.catalog import Model, ReadyMade, find_model, models
 from phi4local.errors import DownloadError, FormatError, NotFound, UsageError
 from phi4local.hub.repository import is_offline, look_up
@@ -20,7 +23,9 @@ READY, OFFICIAL = "ready", "official"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What will be pulled: `ready` is the published file, None where the build is made here; `why` tells the user."""
+    """What will be pulled: `ready` is the published file or MLX folder, None where the build is made here; `why` tells
+    the user.
+    """
 
     model: Model
     build: str
@@ -42,7 +47,7 @@ def choose(label: str, source: str | None, *, offline: bool = False) -> Choice:
     model = _model(title)
     why = ""
     if not build:
-        if model.config is None:
+        if model.shape is None:
             raise cannot_run(model)
         if offline or is_offline():
             build = _newest_here(model)
@@ -54,14 +59,32 @@ def choose(label: str, source: str | None, *, offline: bool = False) -> Choice:
     if source is None:
         source = _came_from(build_path(model.name, build), ready)
     if source == READY and ready is None:
+        kind = "an" if is_mlx(build) else "a GGUF"
         raise NotFound(
-            f"Nobody has published a GGUF {build} of {model.name}", hint=f"phi4local pull {label} --from official"
+            f"Nobody has published {kind} {build} of {model.name}", hint=f"phi4local pull {label} --from official"
         )
+    why = " ".join(filter(None, (why, _where_mlx_runs(build))))
     if source == READY or (source is None and ready and ready.is_verified and not ready.flaws):
         return Choice(model, build, ready, why)
-    if build not in BUILDS or model.config is None:
+    if build not in _makeable(model):
         return _only_ready(model, build, ready, source)
     return Choice(model, build, None, " ".join(filter(None, (why, _why_official(ready) if source is None else ""))))
+
+
+def is_mlx(build: str) -> bool:
+    """Whether a build of this name is a folder for MLX."""
+    return build.startswith("mlx-")
+
+
+def _makeable(model: Model) -> list[str]:
+    """The builds that can be made here."""
+    return [*(BUILDS if model.config else ()), *(possible_builds(model.shape) if model.shape else ())]
+
+
+def _where_mlx_runs(build: str) -> str:
+    if not is_mlx(build) or (sys.platform == "darwin" and platform.machine() == "arm64"):
+        return ""
+    return f"MLX runs {ELSEWHERE}."
 
 
 def _newest_here(model: Model) -> str:
@@ -104,23 +127,19 @@ def _recommended(model: Model) -> tuple[str, str]:
 
 
 def _spelt(model: Model, build: str) -> str:
-    known: dict[str, str] = {name.lower(): name for name in (*model.ready, *(BUILDS if model.config else ()))}
+    known: dict[str, str] = {name.lower(): name for name in (*model.ready, *_makeable(model))}
     if build.lower() not in known:
         raise UsageError(f"No build called `{build}` of {model.name}", hint=f"One of {', '.join(known.values())}")
     return known[build.lower()]
 
 
 def _published(model: Model, build: str) -> ReadyMade | None:
-    """The best published GGUF: verified and without flaws first, then in the catalogue's order."""
-    files = [file for file in model.ready.get(build, ()) if file.is_gguf]
+    """The best published one: verified and without flaws first, then in the catalogue's order."""
+    files = [file for file in model.ready.get(build, ()) if file.is_gguf != is_mlx(build)]
     return min(files, key=lambda file: not (file.is_verified and not file.flaws), default=None)
 
 
 def _only_ready(model: Model, build: str, ready: ReadyMade | None, source: str | None) -> Choice:
-    if ready is None and build in model.ready:
-        raise UsageError(
-            f"{model.name}:{build} is an MLX build, which this version cannot run", hint=f"phi4local pull {model.name}"
-        )
     if ready is None or source == OFFICIAL:
         raise UsageError(f"{model.name}:{build} cannot be made here", hint=f"phi4local show {model.name}")
     state = f"its flaws: {', '.join(ready.flaws) or 'none'}" if ready.is_verified else "nobody has verified it"
@@ -131,7 +150,7 @@ def _only_ready(model: Model, build: str, ready: ReadyMade | None, source: str |
 def _why_official(ready: ReadyMade | None) -> str:
     if ready is None:
         return "Nobody is known to have published this build; it is made here from the official weights."
-    file = f"the published file of {ready.repository}"
+    file = f"the published {'folder' if ready.is_folder else 'file'} of {ready.repository}"
     unknown = "unknown" in ready.flaws or not ready.is_verified
     problem = f"nobody has checked {file}" if unknown else f"{file} is flawed ({', '.join(ready.flaws)})"
     size = f" ({file_size(ready.bytes)}, mended as it arrives)" if ready.bytes else ""

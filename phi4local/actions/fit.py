@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hardware.probe import probe, probe_memory
 from hardware.report import EngineBuild, Memory, Report
+from phi4local.actions.fit_mlx import Asked, folder_row, ground_of, mlx_rows, possible_builds, shape_of_folder
 from phi4local.actions.probe import Machine, missing
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.backends.survey import Question, Survey, Surveyed, Wanted, survey
 from phi4local.catalog import Model, find_model, model_name, models
 from phi4local.engine import DEFAULT_CONTEXT_TOKENS
 from phi4local.errors import NotFound, Phi4LocalError, UsageError
-from phi4local.fit import HOST, LEAST_CONTEXT, OFFERED_SHARE, UNKNOWN_BYTES, Placement, Room, choose_cards, overflow
-from phi4local.fit import Use as Taken
+from phi4local.fit import HOST, LEAST_CONTEXT, OFFERED_SHARE, UNKNOWN_BYTES, Room, choose_cards
 from phi4local.measured import Measured, keep_rates, read_measured
 from phi4local.recommend import BuildFit, Recommendation, recommend
 from phi4local.settings import home_folder, state_folder
-from phi4local.speed import Work, bandwidth, corrected, place_of, predict
-from phi4local.store import builds
-from quant import mlx
+from phi4local.speed import Benchmark, bandwidth, corrected, place_of, predict
+from phi4local.store import builds, read_manifest
 from quant.config import Config, read_config
+from quant.flash import FlashConfig
 from quant.ggml import BUILDS
 from quant.metadata import config_of
+from quant.mlx import is_mlx_folder
+from quant.mlx_size import Shape
 from quant.sound import read_model_header
 
-_MLX_BUILDS = {f"mlx-{bits}bit": bits for bits in mlx.BITS}
 DEFAULT_MODEL, SMALLEST = "phi-4", "phi-4-mini"
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is asked about: a model, its shape where it is known, what a header of it takes, and the files here."""
+    """What is asked about: a model, its shape as far as a GGUF and an MLX build can be made of it, what a GGUF's header
+    takes, and the builds that are here: GGUFs under `files`, MLX builds under `folders`.
+    """
 
     name: str
     config: Config | None
@@ -43,6 +48,14 @@ class Subject:
     files: dict[str, Path]
     build: str = ""  # the only one that is asked about
     key: str = ""  # what benchmarks of it are remembered by, where that is not its name
+    shape: Shape | None = None
+    folders: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def mlx_builds(self) -> list[str]:
+        """Those that can be asked about, or the one that is."""
+        names = dict.fromkeys((*self.folders, *(possible_builds(self.shape) if self.shape and not self.key else ())))
+        return [name for name in names if self.build in ("", name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +81,19 @@ def fit(name: str, *, context: int | None = None, kv_type: str = "f16", replaced
     (NotFound, UsageError, FormatError, BackendError)
     """
     subject = find_subject(name)
-    if context and subject.config and context > subject.config.context:
+    shape = subject.config or subject.shape
+    if context and shape and context > shape.context:
         raise UsageError(
-            f"A context of {context} tokens is asked for; the model was trained for {subject.config.context}",
-            hint=f"Choose `--context` up to {subject.config.context}",
+            f"A context of {context} tokens is asked for; the model was trained for {shape.context}",
+            hint=f"Choose `--context` up to {shape.context}",
         )
     report = probe(home_folder())
     main, wanted = main_room(report.memory), wanted_builds(subject)
     question = Question(subject.config, wanted, main, context, kv_type, replaced or {})
     found, measured = ask(question)
-    if found.problems and not found.builds:
+    if found.problems and not found.builds and not subject.mlx_builds:
         raise found.problems[0][1]
-    answer = _fit(subject, report, found, measured, kv_type)
+    answer = _fit(subject, report, found, measured, question)
     if answer.recommendation.build is None:
         return replace(answer, offer=_offer(question, answer))
     return answer
@@ -89,10 +103,23 @@ def fit_files(
     files: dict[str, Path], context: int | None, kv_type: str, replaced: dict[str, int] | None = None
 ) -> Recommendation:
     """Which of the builds that are here to take, once a model that holds `replaced` is closed (BackendError)."""
-    wanted = tuple(Wanted(build, path=path) for build, path in files.items())
-    main = main_room(probe_memory())
-    found = survey(Question(None, wanted, main, context, kv_type, replaced or {}), state_folder()).builds
-    return recommend([_placed(one, one.tensor_bytes) for one in found], found[0].context if found else 0)
+    folders = {build: path for build, path in files.items() if is_mlx_folder(path)}
+    wanted = tuple(Wanted(build, path=path) for build, path in files.items() if build not in folders)
+    question = Question(None, wanted, main_room(probe_memory()), context, kv_type, replaced or {})
+    found = survey(question, state_folder())
+    rows = [_placed(one, one.tensor_bytes) for one in found.builds]
+    asked = context or (found.builds[0].context if found.builds else 0)
+    if folders:
+        name = read_manifest(next(iter(folders.values()))).name
+        known = read_measured(machine_and_build()).benchmarks
+        rows = [_measured(row, name, place_of(row), known) for row in rows]
+        ground = ground_of(probe(home_folder()) if sys.platform == "darwin" else None, found.rooms)
+        for build, path in folders.items():
+            with contextlib.suppress(Phi4LocalError):  # a damaged one is not to be chosen
+                shape = shape_of_folder(path)
+                asked = asked or min(DEFAULT_CONTEXT_TOKENS, shape.context)
+                rows.append(folder_row(Asked(shape, asked, kv_type, ground, name, known), build, path))
+    return recommend(rows, asked)
 
 
 def ask(question: Question) -> tuple[Survey, Measured]:
@@ -119,11 +146,14 @@ def find_subject(name: str) -> Subject:
     title, _, build = name.partition(":")
     stored, model = builds(), find_model(title)
     names = {title.lower(), model.name if model else title.lower()}
-    here = {one.manifest.build: one.path for one in stored if one.manifest.name.lower() in names}
-    if model is not None and model.config is None and not here:
+    here = {one.manifest.build: one for one in stored if one.manifest.name.lower() in names}
+    folders = {build: one.path for build, one in here.items() if one.manifest.format == "mlx"}
+    files = {build: one.path for build, one in here.items() if build not in folders}
+    if model is not None and model.shape is None and not here:
         raise cannot_run(model)
-    if model is not None and model.config is not None:
-        return _narrowed(Subject(model.name, model.config, model.header_bytes, here), build)
+    if model is not None and model.shape is not None:
+        subject = Subject(model.name, model.config, model.header_bytes, files, shape=model.shape, folders=folders)
+        return _narrowed(subject, build)
     if not here and os.path.isdir(name):  # noqa: PTH112  the store's names come first
         return _folder(Path(name))
     if not here:
@@ -132,7 +162,7 @@ def find_subject(name: str) -> Subject:
         raise NotFound(
             f"No model called `{title}` is known", hint=f"phi4local fit {near[0] if near else DEFAULT_MODEL}"
         )
-    return _narrowed(_stored(title, here), build)
+    return _narrowed(_stored(title, files, folders), build)
 
 
 def cannot_run(model: Model) -> UsageError:
@@ -143,18 +173,25 @@ def cannot_run(model: Model) -> UsageError:
 
 def _narrowed(subject: Subject, build: str) -> Subject:
     """One build of a model, where NAME:BUILD was said."""
-    known = {name.lower(): name for name in (*BUILDS, *_MLX_BUILDS, *subject.files)}
+    makeable = (*(BUILDS if subject.config else ()), *(possible_builds(subject.shape) if subject.shape else ()))
+    known = {name.lower(): name for name in (*makeable, *subject.files, *subject.folders)}
     if build and build.lower() not in known:
-        raise UsageError(f"No build called `{build}`", hint=f"One of {', '.join(BUILDS)}")
+        raise UsageError(f"No build called `{build}`", hint=f"One of {', '.join(known.values())}")
     return replace(subject, build=known.get(build.lower(), ""))
 
 
 def _folder(folder: Path) -> Subject:
     """Official weights; how long the header of a build gets is told by a model with the same vocabulary."""
+    shape = shape_of_folder(folder)
+    if is_mlx_folder(folder):
+        key, name = str(folder.absolute()), folder.resolve().name
+        return Subject(name, None, 0, {}, name, key, shape, {name: folder})
+    if isinstance(shape, FlashConfig):
+        return Subject(model_name(folder, shape), None, 0, {}, shape=shape)
     config = read_config(folder)
     known = (model for model in models() if model.config and model.config.vocabulary == config.vocabulary)
     alike = (model.header_bytes for model in known)
-    return Subject(model_name(folder, config), config, next(alike, 0), {})
+    return Subject(model_name(folder, config), config, next(alike, 0), {}, shape=config)
 
 
 def _file(path: Path) -> Subject:
@@ -164,10 +201,15 @@ def _file(path: Path) -> Subject:
     return Subject(path.name, None, header.data_offset, {path.name: path}, key=str(path.absolute()))
 
 
-def _stored(name: str, files: dict[str, Path]) -> Subject:
+def _stored(name: str, files: dict[str, Path], folders: dict[str, Path]) -> Subject:
     """A model that only the store knows: its shape is read from one of its builds."""
+    if not files:
+        shape = shape_of_folder(next(iter(folders.values())))
+        config = shape if isinstance(shape, Config) else None
+        return Subject(name.lower(), config, 0, {}, shape=shape, folders=folders)
     header = read_model_header(next(iter(files.values())))
-    return Subject(name.lower(), config_of(header), header.data_offset, files)
+    known = config_of(header)
+    return Subject(name.lower(), known, header.data_offset, files, shape=known, folders=folders)
 
 
 def wanted_builds(subject: Subject) -> tuple[Wanted, ...]:
@@ -179,24 +221,30 @@ def wanted_builds(subject: Subject) -> tuple[Wanted, ...]:
     return tuple(one for one in wanted if subject.build in ("", one.build))
 
 
-def _fit(subject: Subject, report: Report, found: Survey, measured: Measured, kv_type: str) -> Fit:
+def _fit(subject: Subject, report: Report, found: Survey, measured: Measured, question: Question) -> Fit:
     rows = [_row(subject, one, report, found.engine, measured) for one in found.builds]
     rows += [_problem(subject, name, error) for name, error in found.problems]
-    context = found.builds[0].context if found.builds else _usual_context(subject)
-    trained = found.builds[0].trained if found.builds else 0
-    if subject.config is not None and subject.build in ("", *_MLX_BUILDS):
-        rows += [row for row in _mlx_rows(subject.config, context, report, found) if subject.build in ("", row.build)]
-    machine = Machine(report, found.engine, missing(report, found.engine))
+    shape = subject.config or subject.shape
+    usual = question.context or min(DEFAULT_CONTEXT_TOKENS, shape.context if shape else DEFAULT_CONTEXT_TOKENS)
+    context = found.builds[0].context if found.builds else usual
+    trained = found.builds[0].trained if found.builds else shape.context if shape else 0
+    if subject.shape is not None:
+        ground = ground_of(report, found.rooms)
+        asked = Asked(
+            subject.shape, context, question.kv_type, ground, subject.key or subject.name, measured.benchmarks
+        )
+        for row in mlx_rows(asked, subject.mlx_builds, subject.folders):
+            rows.append(replace(row, ready_made=_ready_made(subject, row.build)))
     rows.sort(key=lambda row: row.file_bytes)
     return Fit(
-        machine,
+        Machine(report, found.engine, missing(report, found.engine)),
         subject.name,
         context,
         trained,
-        kv_type,
+        question.kv_type,
         found.rooms,
         tuple(rows),
-        recommend(rows, context),
+        recommend(rows, context, subject.name),
         bandwidth(measured.rates) if measured.rates else None,
     )
 
@@ -207,15 +255,17 @@ def _row(subject: Subject, one: Surveyed, report: Report, engine: EngineBuild, m
     where = place_of(place)
     predicted = predict(measured.rates, one.work, place, bandwidths(report, engine))
     name = subject.key or subject.name
-    here = [
-        bench for bench in measured.benchmarks if (bench.name, bench.build, bench.where) == (name, one.build, where)
-    ]
     file_bytes = _file_bytes(path) or one.tensor_bytes + subject.header_bytes
     row = replace(_placed(one, file_bytes), installed=path is not None, ready_made=_ready_made(subject, one.build))
     if place.where == "none":
         return row
     expected = corrected(predicted, name, one.build, where, measured.benchmarks)
-    row = replace(row, predicted=predicted, expected=expected)
+    return _measured(replace(row, predicted=predicted, expected=expected), name, where, measured.benchmarks)
+
+
+def _measured(row: BuildFit, name: str, where: str, known: Sequence[Benchmark]) -> BuildFit:
+    """With the newest benchmark of this very build there."""
+    here = [one for one in known if (one.name, one.build, one.where) == (name, row.build, where)]
     return replace(row, measured=here[-1].measured) if here else row
 
 
@@ -245,11 +295,7 @@ def _placed(one: Surveyed, file_bytes: int) -> BuildFit:
 def _ready_made(subject: Subject, build: str) -> str:
     model = find_model(subject.name)
     published = model.ready.get(build) if model else None
-    return f"{published[0].repository}/{published[0].file}" if published else ""
-
-
-def _usual_context(subject: Subject) -> int:
-    return min(DEFAULT_CONTEXT_TOKENS, subject.config.context) if subject.config else DEFAULT_CONTEXT_TOKENS
+    return f"{published[0].repository}/{published[0].file}".rstrip("/") if published else ""
 
 
 def _problem(subject: Subject, build: str, error: Phi4LocalError) -> BuildFit:
@@ -274,39 +320,11 @@ def bandwidths(report: Report, engine: EngineBuild) -> dict[str, int]:
     return found
 
 
-def _mlx_rows(config: Config, context: int, report: Report, found: Survey) -> Iterator[BuildFit]:
-    """MLX builds by arithmetic: they run on Apple's cards alone, and are not recommended before they run here."""
-    apple = next((gpu for gpu in report.gpus if gpu.vendor == "apple" and gpu.unified), None)
-    metal = [room for room in found.rooms if room.shares_main]
-    shared = Room("Metal", (apple.shared_bytes or 0), (apple.shared_bytes or 0), shares_main=True) if apple else None
-    card = metal[0] if metal else shared
-    for name, bits in _MLX_BUILDS.items():
-        weights = mlx.weights_bytes(config, bits)
-        use = Taken(weights, mlx.kv_bytes(config, context), mlx.compute_bytes(config))
-        memory = {card.device if card else "Metal": use}
-        short_bytes = overflow(memory, [found.rooms[0], card]) if apple and card else use.total_bytes
-        placement = Placement("none" if short_bytes else "gpu", config.layers + 1, memory, short_bytes)
-        speeds = {card.device: apple.bandwidth_bytes_per_second or 0} if apple and card and not short_bytes else {}
-        yield BuildFit(
-            build=name,
-            format="mlx",
-            file_bytes=weights,
-            memory=memory,
-            where=placement.where,
-            gpu_layers=placement.gpu_layers if apple else 0,
-            short_bytes=short_bytes,
-            predicted=predict(
-                None, Work(0, {}, {}), placement, {device: speed for device, speed in speeds.items() if speed}
-            ),
-            note="by arithmetic" if apple else "runs on Apple Silicon only",
-        )
-
-
 def _offer(question: Question, answer: Fit) -> str:
     """Arguments with which the smallest build fits: a smaller KV type first, then a smaller context."""
     told = [row for row in answer.builds if row.memory and row.format == "gguf"]
     if not told:
-        return ""
+        return _shorter(answer)
     smallest = min(told, key=lambda row: row.file_bytes)
     wanted = tuple(one for one in question.builds if one.build == smallest.build)
     small_types = ["q8_0"] if answer.kv_type in ("f16", "f32") else []
@@ -321,3 +339,15 @@ def _offer(question: Question, answer: Fit) -> str:
             fitting = min(answer.context, found[0].most_context)
             return f"{'' if kv_type == 'f16' else f'--kv {kv_type} '}--context {fitting}"
     return ""
+
+
+def _shorter(answer: Fit) -> str:
+    """A context with which the smallest MLX build fits, where there is one."""
+    large = [row for row in answer.builds if row.format == "mlx" and row.short_bytes]
+    smallest = min(large, key=lambda row: row.file_bytes, default=None)
+    if smallest is None:
+        return ""
+    token_bytes = smallest.total.kv_bytes // answer.context
+    fitting = answer.context - int(smallest.short_bytes / OFFERED_SHARE / token_bytes) - 1
+    fitting = fitting // LEAST_CONTEXT * LEAST_CONTEXT
+    return f"--context {fitting}" if fitting > 0 else ""

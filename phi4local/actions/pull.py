@@ -9,19 +9,21 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi4local.actions.choice import OFFICIAL, READY, Choice, offline_error
+from phi4local.actions.choice import OFFICIAL, READY, Choice, is_mlx, offline_error
 from phi4local.actions.official import Planned, build_official, check_room, plan_official, room_bytes, source_folder
 from phi4local.actions.quantize import cores, make_manifest
 from phi4local.actions.ready import Fetched, fetch_ready, header_copy
+from phi4local.actions.ready_mlx import check_listed, folder_files, pull_folder
+from phi4local.actions.verify import damages
+from phi4local.backends import mlx_ask
 from phi4local.catalog import ReadyMade
 from phi4local.errors import FormatError, NotFound
 from phi4local.files import Lock, publish, take_lock
 from phi4local.hub.arrival import WrongBytesError
 from phi4local.hub.repository import RemoteFile, Snapshot, is_offline, look_up
 from phi4local.settings import sources_folder
-from phi4local.store import Build, Manifest, manifest_of, manifest_path, read_manifest, write_manifest
+from phi4local.store import Build, Manifest, is_complete, manifest_of, manifest_path, read_manifest, write_manifest
 from quant import mend
-from quant.check import hashing
 from quant.convert import Built, check_disk
 from quant.gguf import read_header
 from quant.journal import Journal, journal_path, lock_path, partial_path
@@ -70,7 +72,9 @@ def preview(choice: Choice, *, offline: bool = False) -> Generator[Progress, Non
         raise offline_error(choice.label)
     if choice.ready:
         snapshot = look_up(choice.ready.repository, choice.ready.revision)
-        return Preview(snapshot.repository, snapshot.revision, (_listed(choice, choice.ready, snapshot),), None)
+        files = (check_listed(choice, snapshot),) if choice.ready.is_gguf else folder_files(choice, snapshot)
+        return Preview(snapshot.repository, snapshot.revision, files, None)
+    _check_maker(choice)
     with (yield from _locked(choice.target)):
         snapshot = look_up(choice.model.repository, choice.model.revision)
         planned = yield from plan_official(snapshot, choice.build, choice.target, keep=None)
@@ -93,9 +97,18 @@ def pull(
             return Pulled(present, was_here=True)
         if offline or is_offline():
             raise offline_error(choice.label)
+        if choice.ready and not choice.ready.is_gguf:
+            return Pulled(*(yield from pull_folder(choice, look_up(choice.ready.repository, choice.ready.revision))))
         if choice.ready:
             return (yield from _pull_ready(choice, choice.ready))
+        _check_maker(choice)
         return (yield from _pull_official(choice, keep_source))
+
+
+def _check_maker(choice: Choice) -> None:
+    """Refuse before the first byte what cannot be made because MLX is not installed (BackendError)."""
+    if is_mlx(choice.build):
+        mlx_ask.check_installed()
 
 
 def _locked(target: Path) -> Generator[Progress, None, Lock]:
@@ -111,28 +124,20 @@ def _present(target: Path, source: str | None) -> Generator[Progress, None, Buil
         manifest = read_manifest(target)
     except (NotFound, FormatError):
         return None
-    came_from = manifest.source.get("from", OFFICIAL)
-    if not target.is_file() or target.stat().st_size != manifest.bytes or source not in (None, came_from):
+    if source not in (None, manifest.source.get("from", OFFICIAL)) or not is_complete(Build(target, manifest)):
         return None
-    sha256 = yield from hashing(target, "verify")
-    return Build(target, manifest) if sha256 == manifest.sha256 else None
-
-
-def _listed(choice: Choice, ready: ReadyMade, snapshot: Snapshot) -> RemoteFile:
-    """The file as the hub lists it; what the catalogue knows of it must agree."""
-    file = snapshot.file(ready.file)
-    for what, known, listed in (("bytes", ready.bytes, file.bytes), ("sha256", ready.sha256, file.sha256)):
-        if known is not None and known != listed:
-            raise FormatError(
-                f"The hub lists `{file.name}` of {ready.repository} with {what} {listed}; the catalogue knows {known}",
-                hint=f"phi4local pull {choice.label} --from official",
-            )
-    return file
+    looking = damages(target)
+    try:
+        while True:
+            event = next(looking)
+            yield Progress("verify", event.done_bytes, event.total_bytes)
+    except StopIteration as stop:
+        return None if stop.value else Build(target, manifest)
 
 
 def _pull_ready(choice: Choice, ready: ReadyMade) -> Generator[Progress, None, Pulled]:
     snapshot = look_up(ready.repository, ready.revision)
-    file, target = _listed(choice, ready, snapshot), choice.target
+    file, target = check_listed(choice, snapshot), choice.target
     check_disk(file.bytes, target)
     identity = f"{ready.repository}/{file.name} {file.sha256 or file.blob} {file.bytes} {mend.VERSION}"
     journal = Journal(journal_path(target), identity)

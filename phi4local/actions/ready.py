@@ -144,7 +144,7 @@ def fetch_ready(
         resumed = received = 0
         got = journal.notes.get("whole", "")
         if not got:
-            resumed, received, got = yield from _fetch(file, address, partial, journal)
+            resumed, received, got = yield from fetch_file(file, address, partial, journal)
             header_copy(target).unlink(missing_ok=True)
         mended = yield from _mend(file, target, journal, got)
         header = read_model_header(partial)
@@ -161,10 +161,13 @@ def _begin(file: RemoteFile, partial: Path, journal: Journal) -> None:
     journal.note("begun", file.name)
 
 
-def _fetch(
+def fetch_file(
     file: RemoteFile, address: Address, partial: Path, journal: Journal
 ) -> Generator[Progress, None, tuple[int, int, str]]:
-    """Fetch what is missing until the hash is right: bytes that were here, bytes received, the hash."""
+    """Fetch what is missing until the hash is right: bytes that were here, bytes received, the hash.
+
+    The header of a GGUF is looked at on the way; any other file is taken as it is.
+    """
     received, stage = 0, "fetch"
     while True:
         resumed, more, got = yield from _fetch_rest(file, address, partial, journal, stage)
@@ -194,12 +197,12 @@ def _fetch_rest(
             digest.update(data)
             resumed = position = position + len(data)
             yield Progress("check", position, total)
-        look_at = _FIRST_LOOK_BYTES
+        look_at, is_gguf = _FIRST_LOOK_BYTES, file.name.endswith(".gguf")
         for data in itertools.chain([b""], fetch.chunks(position)):
             out.write(position, data)
             digest.update(data)
             position += len(data)
-            if not out.is_shifted and position >= min(look_at, file.bytes):
+            if is_gguf and not out.is_shifted and position >= min(look_at, file.bytes):
                 look_at = _look(file, out, position)
             yield Progress(stage, position, file.bytes, fetch.trouble)
         out.sync()

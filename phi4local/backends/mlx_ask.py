@@ -41,5 +41,5 @@ def tensor_forms(question: Mapping[str, Any]) -> dict[str, Any]:
     lines = child.stderr.decode(errors="replace").strip().splitlines()
     reason = lines[-1] if lines else str(child.returncode)
     if child.returncode == _UNSUITABLE_STATUS:
-        raise UsageError(f"mlx-lm cannot make this build: {reason}", hint="A build such as mlx-4bit has no such rule")
+        raise UsageError(f"mlx-lm cannot make this build: {reason}", hint="Take a build such as mlx-4bit")
     raise BackendError(f"MLX failed: {reason}", hint=f"Reinstall it: {INSTALL}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,9 @@ from typing import Any
 from phi4local.backends.state_file import file_identity
 from phi4local.errors import FormatError, NotFound
 from phi4local.fit import Use
-from quant import mlx
 from quant.config import Config, config_of, read_values
-from quant.flash import FlashConfig, flash_shapes, read_flash_config
-from quant.flash import kv_bytes as flash_kv_bytes
-from quant.names import weights
+from quant.flash import FlashConfig, read_flash_config
+from quant.mlx_size import Shape, compute_bytes, kv_bytes, tensor_shapes
 from quant.safetensors import Shard, read_shard
 from quant.tokenizer import Tokenizer, read_tokenizer
 
@@ -47,11 +46,16 @@ class MlxFolder:
         return sum(record.size_bytes for shard in self.shards for record in shard.records)
 
     @property
-    def trained_tokens(self) -> int:
-        """The longest context."""
+    def shape(self) -> Shape:
+        """What the model is, of either kind."""
         shape = self.config or self.flash
         assert shape is not None
-        return shape.context
+        return shape
+
+    @property
+    def trained_tokens(self) -> int:
+        """The longest context."""
+        return self.shape.context
 
     @property
     def original_context(self) -> int:
@@ -60,18 +64,13 @@ class MlxFolder:
 
     @property
     def layers(self) -> int:
-        shape = self.config or self.flash
-        assert shape is not None
-        return shape.layers
+        return self.shape.layers
 
     @property
     def description(self) -> str:
         """In the words of llama.cpp's: `phi3 14.7B MLX 4-bit`."""
-        if self.config:
-            parameters = sum(math.prod(weight.shape) for weight in weights(self.config))
-            return f"phi3 {parameters / 1e9:.1f}B MLX {self.bits}"
-        assert self.flash is not None
-        return f"{_FLASH} {sum(map(math.prod, flash_shapes(self.flash).values())) / 1e9:.1f}B MLX {self.bits}"
+        parameters = sum(map(math.prod, tensor_shapes(self.shape).values()))
+        return f"{'phi3' if self.config else _FLASH} {parameters / 1e9:.1f}B MLX {self.bits}"
 
     def identity(self) -> dict[str, Any]:
         """What tells it from every other folder, without reading its weights."""
@@ -81,11 +80,9 @@ class MlxFolder:
 
 def needed(folder: MlxFolder, kv_type: str, context_tokens: int) -> Use:
     """What a load takes: the weights, the whole cache, and the work of a step of the prompt."""
-    if folder.config:
-        cache_bytes = mlx.kv_bytes(folder.config, context_tokens, kv_type)
-        return Use(folder.weights_bytes, cache_bytes, mlx.compute_bytes(folder.config))
-    assert folder.flash is not None
-    return Use(folder.weights_bytes, flash_kv_bytes(folder.flash, context_tokens))
+    shape, fused = folder.shape, sys.platform == "darwin"  # where MLX runs on Metal
+    cache_bytes = kv_bytes(shape, context_tokens, kv_type)
+    return Use(folder.weights_bytes, cache_bytes, compute_bytes(shape, context_tokens, fused=fused))
 
 
 def read_folder(path: Path) -> MlxFolder:

@@ -32,8 +32,8 @@ from phi4local.backends.mlx_rope import mend_rope
 from phi4local.backends.worker import Cancelled
 from phi4local.engine import GenerationOptions
 from phi4local.errors import BackendError, FormatError, InsufficientResources, UsageError
+from quant.mlx import STEP_TOKENS
 
-STEP_TOKENS = 512  # of a prompt are computed at once: what bounds the memory, and the time until a cancellation is seen
 _STATE_FORMAT = 1
 
 

@@ -15,7 +15,10 @@ from phi4local.cli.fit import percent, rate
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "model", nargs="?", metavar="NAME|PATH", help="a build or a .gguf file (default: the newest model's best build)"
+        "model",
+        nargs="?",
+        metavar="NAME|PATH",
+        help="a build, a .gguf file or an MLX folder (default: the newest model's best)",
     )
     add_context(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON value")

@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phi4local.actions.fit import DEFAULT_MODEL, SMALLEST, Fit, fit
+from phi4local.actions.fit_mlx import ELSEWHERE, is_installed
 from phi4local.catalog import find_model
 from phi4local.cli import output
 from phi4local.cli.arguments import add_context
 from phi4local.cli.probe import machine_json
 from phi4local.fit import HOST, UNKNOWN_BYTES, Room, Use, total
-from phi4local.recommend import BuildFit
+from phi4local.recommend import BuildFit, worth_a_row
 from phi4local.units import file_size, memory
 
 _BAR_CELLS = 16
+_NAME_CELLS = 11  # a longer name takes the rest from the bars
 _HEADS = ("build", "file", "weights", "KV", "comp.", "goes to", "token/s", "")
 _KEYS = "w weights  k KV cache  c compute  . free"
 
@@ -29,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default=DEFAULT_MODEL,
         metavar="NAME|PATH",
-        help=f"a model, NAME:BUILD, a .gguf file or a folder of official weights (default: {DEFAULT_MODEL})",
+        help=f"a model, NAME:BUILD, a .gguf file, an MLX folder or one of official weights (default: {DEFAULT_MODEL})",
     )
     add_context(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON value")
@@ -60,6 +62,8 @@ def fit_json(answer: Fit) -> dict[str, Any]:
         "builds": [build_json(build) for build in answer.builds],
         "recommended": answer.recommendation.build,
         "why": answer.recommendation.why,
+        "beside": answer.recommendation.beside or None,
+        "mlx_installed": is_installed(),
         "offer": answer.offer or None,
     }
 
@@ -95,7 +99,7 @@ def show(answer: Fit, asked: str) -> None:
     """The table for people, 80 columns wide; `asked` is how the user called it."""
     for room in answer.rooms:
         output.say(_room(room, answer.bandwidth))
-    rows = [row for row in answer.builds if row.format == "gguf" or not row.note.startswith("runs")]
+    rows = worth_a_row(answer.builds)
     usable = {
         "gpu": sum(room.usable_bytes for room in answer.rooms if room.device != HOST),
         "split": sum(room.usable_bytes for room in answer.rooms if not room.shares_main),
@@ -104,13 +108,27 @@ def show(answer: Fit, asked: str) -> None:
     unit, name = (1 << 30, "GiB") if any(row.total.total_bytes >= 1 << 30 for row in rows) else (1 << 20, "MiB")
     output.heading(f"{answer.model}, context {answer.context} tokens, KV cache {answer.kv_type} (memory in {name})")
     columns = len(_HEADS) - output.is_narrow()  # without the bars
-    cells = [_cells(row, answer, usable, unit)[:columns] for row in rows]
+    width = _BAR_CELLS - max(0, max((len(row.build) for row in rows), default=0) - _NAME_CELLS)
+    cells = [[*_cells(row, answer, unit), _bar_of(row, usable, width)][:columns] for row in rows]
     output.table(_HEADS[:columns], cells, right=(1, 2, 3, 4, 6))
     output.say(_legend(answer, rows))
     for row in rows:
         if not row.memory:
             output.say(f"{row.build}: {row.note}")
+    for line in _mlx_lines(rows, answer.builds):
+        output.say(line)
+    _show_recommendation(answer, asked)
+    for note in answer.machine.report.notes:
+        output.say(f"note: {note}")
+    for item in answer.machine.missing:
+        output.say(f"missing: {item.fact}\nhint: {item.command}")
+
+
+def _show_recommendation(answer: Fit, asked: str) -> None:
+    """Which build, why, and the next command."""
     output.paragraph(f"\n{answer.recommendation.why}.")
+    if answer.recommendation.beside:
+        output.paragraph(f"{answer.recommendation.beside}.")
     if answer.offer:
         output.say(f"hint: phi4local fit {shlex.quote(asked)} {answer.offer}")
     elif answer.recommendation.build is None and answer.model != SMALLEST:
@@ -118,10 +136,16 @@ def show(answer: Fit, asked: str) -> None:
     elif answer.recommendation.build and find_model(answer.model):
         here = any(row.installed and row.build == answer.recommendation.build for row in answer.builds)
         output.say(f"next: phi4local {'chat' if here else 'pull'} {answer.model}:{answer.recommendation.build}")
-    for note in answer.machine.report.notes:
-        output.say(f"note: {note}")
-    for item in answer.machine.missing:
-        output.say(f"missing: {item.fact}\nhint: {item.command}")
+
+
+def _mlx_lines(rows: Sequence[BuildFit], builds: Sequence[BuildFit]) -> list[str]:
+    """What is to be said of MLX builds: of all that fit once, of the smallest that does not, of those left out."""
+    shown = [row for row in rows if row.format == "mlx" and row.memory]
+    fitting = [row for row in shown if row.where != "none" and row.note]
+    large = [row for row in shown if row.where == "none"]
+    said = [f"MLX: {fitting[0].note}"] if fitting else []
+    said += [f"{large[0].build}: {large[0].note}"] if large else []
+    return said or [f"MLX builds: {ELSEWHERE}" for row in builds if row.is_astray and row not in rows][:1]
 
 
 def _room(room: Room, bandwidth: float | None) -> str:
@@ -133,19 +157,19 @@ def _room(room: Room, bandwidth: float | None) -> str:
     return f"{name}: {sizes}; {memory(room.margin_bytes)} of it stay free{speed}"
 
 
-def _cells(row: BuildFit, answer: Fit, usable: Mapping[str, int], unit: int) -> list[str]:
+def _cells(row: BuildFit, answer: Fit, unit: int) -> list[str]:
     use = row.total
     mark = ">" if row.build == answer.recommendation.build else "*" if row.installed else " "
     place = f"{row.gpu_layers} on card" if row.where == "split" else _PLACES[row.where]
     sizes = [f"{size / unit:.2f}" for size in (use.weights_bytes, use.kv_bytes, use.compute_bytes)]
-    bar = _bar(_barred(row), usable.get(row.where, usable["split"]), fits=row.where != "none")
-    return [f"{mark} {row.build}", file_size(row.file_bytes), *sizes, place, _speed(row), bar]
+    return [f"{mark} {row.build}", file_size(row.file_bytes), *sizes, place, _speed(row)]
 
 
-def _barred(row: BuildFit) -> Use:
-    """What the bar is about: the cards alone, where all layers go to them."""
+def _bar_of(row: BuildFit, usable: Mapping[str, int], width: int) -> str:
+    """A row's bar, of the cards alone where all layers go to them."""
     cards = {device: use for device, use in row.memory.items() if device != HOST}
-    return total(cards) if row.where == "gpu" else row.total
+    use = total(cards) if row.where == "gpu" else row.total
+    return _bar(use, usable.get(row.where, usable["split"]), fits=row.where != "none", width=width)
 
 
 _PLACES = {"gpu": "card", "cpu": "memory", "none": "nowhere"}
@@ -155,7 +179,8 @@ def _speed(row: BuildFit) -> str:
     """What was measured, with the error of the prediction before; or what is expected, marked with a tilde."""
     measured = row.measured.generation_tps
     if measured:
-        return f"{rate(measured)} ({percent(row.predicted.generation_tps, measured)})"
+        error = percent(row.predicted.generation_tps, measured)
+        return f"{rate(measured)} ({error})" if error else rate(measured)
     return f"~{rate(row.expected.generation_tps)}" if row.expected.generation_tps and row.where != "none" else ""
 
 
@@ -169,7 +194,7 @@ def rate(tps: float) -> str:
     return f"{tps:.0f}" if tps >= 100 else f"{tps:.1f}"
 
 
-def _bar(use: Use, usable_bytes: int, *, fits: bool) -> str:
+def _bar(use: Use, usable_bytes: int, *, fits: bool, width: int = _BAR_CELLS) -> str:
     """What of the usable memory goes to weights, KV cache and compute, and what stays free; `!` ends one too small."""
     if not usable_bytes or not use.total_bytes:
         return ""
@@ -177,10 +202,10 @@ def _bar(use: Use, usable_bytes: int, *, fits: bool) -> str:
     ends, drawn, reached = 0, "", 0
     for letter, size_bytes in parts:
         ends += size_bytes
-        cells = min(_BAR_CELLS, round(ends / usable_bytes * _BAR_CELLS))
+        cells = min(width, round(ends / usable_bytes * width))
         drawn += letter * (cells - reached)
         reached = max(reached, cells)
-    return drawn.ljust(_BAR_CELLS, ".") if fits else drawn[:-1] + "!"
+    return drawn.ljust(width, ".") if fits else drawn[:-1] + "!"
 
 
 def _legend(answer: Fit, rows: list[BuildFit]) -> str:

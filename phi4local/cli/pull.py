@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from phi4local.actions.choice import OFFICIAL, READY, Choice, choose
+from phi4local.actions.choice import OFFICIAL, READY, Choice, choose, is_mlx
 from phi4local.actions.pull import Preview, Pulled, preview, pull
 from phi4local.cli import output
 from phi4local.cli.quantize import describe, manifest_json, plan_json, show_manifest, show_plan
@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="source",
         choices=(READY, OFFICIAL),
-        help="a published file, or the official weights (default: a published file that is verified and unflawed)",
+        help="a published build, or the official weights (default: a published one that is verified and unflawed)",
     )
     parser.add_argument("--keep-source", action="store_true", help="keep the official weights, too")
     parser.add_argument(
@@ -81,13 +81,13 @@ def _show(choice: Choice, found: Preview, *, as_json: bool) -> None:
     if as_json:
         made = plan_json(choice.model.name, found.plan, choice.target) if found.plan else {}
         only = {"name": choice.model.name, "build": choice.build, "path": str(choice.target), "dry_run": True}
-        size = {} if found.plan else {"bytes": found.files[0].bytes}
+        size = {} if found.plan else {"bytes": found.fetched_bytes}
         output.emit_json(only | size | made | {"source": source})
         return
     if found.plan:
         show_plan(choice.model.name, found.plan, choice.target)
     else:
-        output.record([("Name", choice.label), ("File", str(choice.target))])
+        output.record([("Name", choice.label), ("Folder" if is_mlx(choice.build) else "File", str(choice.target))])
     total = file_size(sum(file.bytes for file in found.files))
     output.record(
         [
