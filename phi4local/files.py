@@ -114,6 +114,27 @@ def disk_full(folder: Path, needed_bytes: int) -> InsufficientResources:
     )
 
 
+def occupied_bytes(path: Path) -> int:
+    """What a file, or all files of a folder, take on the disk; nothing where there is none. A hole takes no room."""
+    if not path.is_dir() or path.is_symlink():
+        names = [path]
+    else:
+        names = [Path(folder) / name for folder, _, files in os.walk(path) for name in files]
+    total = 0
+    for name in names:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            total += name.stat().st_blocks * 512
+    return total
+
+
+def delete(path: Path) -> None:
+    """A file, a link or a folder with all that is in it; none is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def writing_to(folder: Path, needed_bytes: int) -> Iterator[None]:
     """Translate what a write in `folder` raises when the disk, a quota or a size limit is reached."""

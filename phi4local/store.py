@@ -2,6 +2,7 @@
 
     models/<name>/<name>-<build>.gguf
     models/<name>/<name>-<build>.gguf.manifest.json     written last; a file without one does not exist for us
+    models/<name>/<name>-mlx-<bits>/                    an MLX build is a folder; its manifest lies beside it, too
 
 The manifest beside a build is the truth about it. Manifests are read as distrustfully as any other file.
 """
@@ -17,15 +18,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi4local import __version__
 from phi4local.errors import FormatError, NotFound, UsageError
-from phi4local.files import atomic_write, read_bounded, take_lock
+from phi4local.files import atomic_write, delete, read_bounded, take_lock
 from phi4local.settings import models_folder
-from quant.journal import journal_path, lock_path, partial_path
+from quant.journal import aside_path, journal_path, lock_path, partial_path
 
 if TYPE_CHECKING:
     from quant.gguf import Header
@@ -34,11 +35,16 @@ _SUFFIX = ".manifest.json"
 _LIMIT_BYTES = 10_000_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9.\-]{0,99}")
 _BUILD = re.compile(r"[A-Za-z0-9][\w.\-]{0,59}", re.ASCII)
+_MLX = "mlx-"  # how the name of a build begins that is a folder
+_FILE = re.compile(r"[A-Za-z0-9_][\w.\-]{0,199}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A build's birth certificate; JSON as in the command contract, with `path` kept out of the file."""
+    """A build's birth certificate; JSON as in the command contract, with `path` kept out of the file.
+
+    `files` are those of a build that is a folder; `bytes` is then their sum, `sha256` that of their list.
+    """
 
     name: str
     build: str
@@ -52,11 +58,12 @@ class Manifest:
     fingerprint: str
     versions: dict[str, str]
     created: str
+    files: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """A file and its manifest."""
+    """A file, or a folder, and its manifest."""
 
     path: Path
     manifest: Manifest
@@ -72,7 +79,12 @@ def build_path(name: str, build: str) -> Path:
         raise UsageError(f"`{name}` cannot be a model's name", hint="Use small letters, digits, `.` and `-`")
     if not _BUILD.fullmatch(build):
         raise UsageError(f"`{build}` cannot be a build's name", hint="Use letters, digits, `.`, `_` and `-`")
-    return models_folder() / name / f"{name}-{build}.gguf"
+    return models_folder() / name / f"{name}-{build}{'' if build.startswith(_MLX) else '.gguf'}"
+
+
+def is_build_name(name: str) -> bool:
+    """Whether a file or folder of that name can be a build of the store."""
+    return name.endswith(".gguf") or f"-{_MLX}" in name
 
 
 def manifest_path(path: Path) -> Path:
@@ -121,7 +133,8 @@ def read_manifest(path: Path) -> Manifest:
         raise NotFound(f"`{path}` has no manifest", hint="`phi4local list` shows the builds that have one") from None
     try:
         values = json.loads(data)
-        manifest = Manifest(**{key: values[key] for key in Manifest.__annotations__})
+        older = {"files": []} | values  # manifests of GGUFs did not always have it
+        manifest = Manifest(**{key: older[key] for key in Manifest.__annotations__})
     except (ValueError, TypeError, KeyError, RecursionError):
         raise FormatError(f"The manifest of `{path.name}` is damaged", hint="Build or pull it again") from None
     if not _is_sound(manifest):
@@ -141,9 +154,20 @@ def _is_sound(manifest: Manifest) -> bool:
         and isinstance(manifest.types, dict)
         and isinstance(manifest.versions, dict)
         and _are_objects(manifest.repairs, {"key", "from", "to", "why"})
-        and _are_objects(files, {"name", "bytes", "sha256"})
+        and _are_objects(files, _FILE_KEYS)
+        and _are_objects(manifest.files, _FILE_KEYS)
+        and all(_is_plain(file) for file in manifest.files)
         and {"repo", "revision"} <= manifest.source.keys()
     )
+
+
+_FILE_KEYS = {"name", "bytes", "sha256"}
+
+
+def _is_plain(file: dict[str, Any]) -> bool:
+    """Whether a file of a folder is named by a plain name, and its facts are of their kind."""
+    is_named = isinstance(file["name"], str) and _FILE.fullmatch(file["name"]) is not None
+    return is_named and type(file["bytes"]) is int and isinstance(file["sha256"], str)
 
 
 def _are_objects(value: Any, keys: set[str]) -> bool:
@@ -168,12 +192,25 @@ def _described() -> list[Build]:
 
 def is_there(path: Path) -> bool:
     """Whether a build's file can be seen; an imported one goes when the program that it belongs to deletes it."""
-    return os.path.isfile(path)  # noqa: PTH113  Path.is_file raises where a link leads into a closed folder
+    # Unlike Path.is_file, this does not raise where a link leads into a closed folder.
+    return os.path.isfile(path) or os.path.isfile(path / "config.json")  # noqa: PTH113
+
+
+def is_complete(build: Build) -> bool:
+    """Whether every file of a build is there in its size."""
+    try:
+        if build.manifest.files:
+            return all((build.path / one["name"]).stat().st_size == one["bytes"] for one in build.manifest.files)
+        return build.path.stat().st_size == build.manifest.bytes
+    except OSError:
+        return False
 
 
 def is_own(build: Build) -> bool:
-    """Whether deleting the build frees its bytes: its file is there, and no link to one that has another name."""
-    return is_there(build.path) and not build.path.is_symlink() and build.path.stat().st_nlink == 1
+    """Whether deleting the build frees its bytes: its files are there, and no links to some that have another name."""
+    if not is_there(build.path) or build.path.is_symlink():
+        return False
+    return all(path.stat().st_nlink == 1 for path in (build.path.iterdir() if build.path.is_dir() else (build.path,)))
 
 
 def manifest_files() -> Iterator[Path]:
@@ -183,9 +220,20 @@ def manifest_files() -> Iterator[Path]:
 
 
 def unlisted_files() -> list[Path]:
-    """GGUFs in the store that have no manifest, and so are no builds."""
-    files = sorted(models_folder().glob("*/*.gguf"))
-    return [path for path in files if path.is_file() and not os.path.lexists(manifest_path(path))]
+    """GGUFs and MLX folders in the store that have no manifest, and so are no builds."""
+    files = [path for path in models_folder().glob("*/*.gguf") if path.is_file()]
+    folders = [path for path in models_folder().glob(f"*/*-{_MLX}*") if (path / "config.json").is_file()]
+    builds = [path for path in folders if path.suffix not in (".partial", ".replaced", ".source")]
+    return [path for path in sorted(files + builds) if not os.path.lexists(manifest_path(path))]
+
+
+def path_meant(label: str) -> Path | None:
+    """The path that a label is: a GGUF's, or a folder's. One without a manifest may be called as a model."""
+    if label.endswith(".gguf"):
+        return Path(label)
+    path = Path(label).absolute()  # `.` has no name of its own
+    is_meant = path.is_dir() and (os.sep in label or os.path.lexists(manifest_path(path)))
+    return path if is_meant else None
 
 
 def find(label: str, *, missing: bool = False) -> Build:
@@ -233,9 +281,12 @@ def remove(build: Build) -> None:
         raise UsageError(f"Another process is at work on {build.label}", hint="Wait until it has finished")
     with lock:
         journal_path(build.path).unlink(missing_ok=True)
+        if partial_path(build.path).is_dir():  # no folder takes the place of one that is not empty
+            delete(partial_path(build.path))
         with contextlib.suppress(FileNotFoundError):
             build.path.rename(partial_path(build.path))
         manifest_path(build.path).unlink(missing_ok=True)
-        partial_path(build.path).unlink(missing_ok=True)
+        delete(partial_path(build.path))
+        delete(aside_path(build.path))
     with contextlib.suppress(OSError):  # not empty
         build.path.parent.rmdir()

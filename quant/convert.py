@@ -1,7 +1,7 @@
 """Executes a plan in one pass: rows are read in file order, hashed, quantized on all cores, written where they belong.
 
     main thread     reads a block of rows, adds it to the shard's sha256, hands it to the pool
-    pool            widens, quantizes and writes the block at its planned offset (numpy and libggml release the GIL)
+    pool            widens, quantizes and writes the block where it is planned (numpy, libggml and MLX release the GIL)
     journal thread  syncs the partial file, then notes which tensors are finished, so that a killed run goes on
 
 Nothing larger than a block is held, and nothing stands under the final name before the whole file has been read again.
@@ -9,6 +9,7 @@ Nothing larger than a block is held, and nothing stands under the final name bef
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import os
@@ -17,20 +18,20 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from phi4local.errors import FormatError
-from phi4local.files import disk_full, publish, write_at, writing_to
-from quant.check import check_layout, check_rows, hash_file, hashing
-from quant.journal import Journal, journal_path, partial_path
-from quant.plan import Plan, PlannedTensor
+from phi4local.files import atomic_write, delete, disk_full, occupied_bytes, publish, sync_folder, write_at, writing_to
+from quant.check import check_layout, check_rows, folder_sha256, hash_file, hashing
+from quant.journal import Journal, aside_path, journal_path, partial_path
+from quant.plan import Plan
 from quant.progress import Progress
-from quant.rows import Bytes, RowFormat, make_rows
-from quant.safetensors import Record, Shard
-from quant.source import SMALL_FILES, stamp
+from quant.rows import Bytes, Target
+from quant.safetensors import ITEM_BYTES, SINGLE_NAME, Record, Shard
+from quant.source import stamp
 
 BLOCK_WEIGHTS = 1 << 19  # 1 MiB of bf16: large enough to hide Python, small enough for a core's cache
 _CHECKPOINT_BYTES = 256 << 20  # how much source may have to be quantized again after a kill
@@ -41,21 +42,24 @@ _NOTHING: Bytes = np.empty(0, np.uint8)
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A finished file: its sha256, those of its sources, and how many source bytes an earlier run had done."""
+    """A finished build: its sha256, those of its sources, and how many source bytes an earlier run had done.
+
+    `files` are the sha256 of a folder's files; the build's own is then that of their list (`folder_sha256`).
+    """
 
     sha256: str
     source_sha256: dict[str, str]
     resumed_bytes: int
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
     """Rows of one tensor on their way through the pool."""
 
-    tensor: PlannedTensor
-    form: RowFormat
+    tensor: Target
     rows: Bytes
-    offset: int
+    first_row: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +72,16 @@ class _Open:
 
 def fingerprint(plan: Plan) -> str:
     """What must be equal for a half-done file to be continued: the layout, the source's files, the quantizer."""
-    engine = importlib.metadata.version("llama-cpp-python")
-    return hashlib.sha256(plan.header + f"\n{plan.source.stamp}\n{engine}".encode()).hexdigest()
+    quantizer = importlib.metadata.version(plan.quantizer)
+    digest = hashlib.sha256(plan.header + f"\n{plan.source.stamp}\n{quantizer}".encode())
+    for name, data in sorted(plan.files.items()):
+        digest.update(f"\n{name}\n{len(data)}\n".encode() + data)
+    return digest.hexdigest()
 
 
 def check_disk(size_bytes: int, target: Path) -> None:
     """Refuse before the first byte when the result does not fit beside its margin (InsufficientResources)."""
-    partial = partial_path(target)
-    present = partial.stat().st_blocks * 512 if partial.exists() else 0
-    needed = int(size_bytes * _DISK_MARGIN) - present
+    needed = int(size_bytes * _DISK_MARGIN) - occupied_bytes(partial_path(target))
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise disk_full(target.parent, needed)
@@ -96,10 +101,11 @@ def convert(
         journal = Journal(journal_path(target), fingerprint(plan))
         try:
             built = yield from _convert(plan, target, journal, threads)
-            target.unlink(missing_ok=True)
+            _make_way(plan, target)
             certify(built)
             publish(partial_path(target), target)
             journal.remove()
+            delete(aside_path(target))
         except FileNotFoundError as error:
             if error.filename and Path(error.filename).parent == plan.source.folder:
                 raise _changed(plan) from None
@@ -109,29 +115,68 @@ def convert(
     return built
 
 
+def _make_way(plan: Plan, target: Path) -> None:
+    """Take an older build's name from it, before the new one is certified under that name."""
+    if plan.is_folder and os.path.lexists(target):
+        delete(aside_path(target))
+        target.rename(aside_path(target))
+    elif not plan.is_folder:
+        target.unlink(missing_ok=True)
+
+
 def _convert(plan: Plan, target: Path, journal: Journal, threads: int) -> Generator[Progress, None, Built]:
     partial = partial_path(target)
-    if not partial.exists() or partial.stat().st_size != plan.size_bytes:
-        journal.restart()
+    weights = plan.weights_in(partial)
+    _take_up(plan, partial, journal)
     journal.forget(_lost(plan, journal))
     resumed = sum(t.record.size_bytes for t in plan.tensors if t.record and t.name in journal.finished)
     small_files = _hash_small_files(plan)
-    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    fd = os.open(weights, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
-        os.ftruncate(fd, plan.size_bytes)
+        os.ftruncate(fd, plan.weights_bytes)
         write_at(fd, plan.header, 0)
-        for tensor in plan.tensors:
-            if tensor.record is None:
-                write_at(fd, tensor.data, tensor.offset)
+        for ready in filter(None, (tensor.ready for tensor in plan.tensors)):
+            write_at(fd, ready[1].data, ready[0])
         yield from _Pass(plan, fd, journal, threads).run()
         os.fsync(fd)
     finally:
         os.close(fd)
-    check_layout(partial, plan)
-    sha256 = yield from hashing(partial, "check")
-    if plan.source.arrival is None and stamp(plan.source.folder) != plan.source.stamp:
+    check_layout(weights, plan)
+    sha256 = yield from hashing(weights, "check")
+    files = _add_files(plan, partial) | {weights.name: sha256} if plan.is_folder else {}
+    if plan.source.arrival is None and stamp(plan.source.folder, plan.source.small_files) != plan.source.stamp:
         raise _changed(plan)
-    return Built(sha256, dict(sorted((journal.hashes | small_files).items())), resumed)
+    hashes = dict(sorted((journal.hashes | small_files).items()))
+    return Built(folder_sha256(files) if files else sha256, hashes, resumed, dict(sorted(files.items())))
+
+
+def _take_up(plan: Plan, partial: Path, journal: Journal) -> None:
+    """Go on with what an earlier run has left, or start afresh."""
+    weights = plan.weights_in(partial)
+    is_sound = not (plan.is_folder and partial.is_symlink()) and weights.exists()
+    if not is_sound or weights.stat().st_size != plan.weights_bytes:
+        journal.restart()
+    if plan.is_folder and not journal.finished and os.path.lexists(partial):
+        if partial.is_symlink():
+            raise NotADirectoryError(errno.ENOTDIR, "a symbolic link where the build should grow", str(partial))
+        delete(partial)
+    if plan.is_folder:
+        partial.mkdir(exist_ok=True)
+
+
+def _add_files(plan: Plan, partial: Path) -> dict[str, str]:
+    """Complete a folder: its small files, nothing else, all of it durable; their sha256 as they are on the disk."""
+    for name, data in plan.files.items():
+        with atomic_write(partial / name) as file:
+            file.write(data)
+    for path in partial.iterdir():
+        if path.name not in (*plan.files, SINGLE_NAME):  # what a killed run was writing
+            delete(path)
+    sync_folder(partial)
+    hashes = {name: hash_file(partial / name) for name in plan.files}
+    if hashes != {name: hashlib.sha256(data).hexdigest() for name, data in plan.files.items()}:
+        raise FormatError(f"The files in `{partial}` are not what was written", hint="The disk may be failing")
+    return hashes
 
 
 def _lost(plan: Plan, journal: Journal) -> list[str]:
@@ -164,7 +209,7 @@ class _Pass:
         self.targets = {tensor.record.name: tensor for tensor in plan.tensors if tensor.record}
         self.total_bytes = sum(_weight_bytes(shard) for shard in plan.source.checkpoint.shards)
         self.done_bytes = 0
-        self.waiting: deque[tuple[PlannedTensor, list[Future[None]]]] = deque()
+        self.waiting: deque[tuple[Target, list[Future[None]]]] = deque()
         self.finished: list[str] = []
         self.unsynced_bytes = 0
         self.pool = ThreadPoolExecutor(threads, "quantize")
@@ -243,8 +288,8 @@ class _Pass:
                 yield rows
                 self.buffers.put(rows)
             return
-        form = RowFormat(record.dtype, tensor.type, record.shape[-1])
-        step = max(1, BLOCK_WEIGHTS // form.weights) * form.source_row_bytes
+        row_bytes = record.shape[-1] * ITEM_BYTES[record.dtype]
+        step = max(1, BLOCK_WEIGHTS // record.shape[-1]) * row_bytes
         futures: list[Future[None]] = []
         self.waiting.append((tensor, futures))
         for position in range(0, record.size_bytes, step):
@@ -252,8 +297,7 @@ class _Pass:
             yield from self._arrive(source, record.offset + position + size_bytes)
             rows = self._read(source, record, position, size_bytes)
             yield rows
-            offset = tensor.offset + position // form.source_row_bytes * form.target_row_bytes
-            futures.append(self.pool.submit(self._write, _Block(tensor, form, rows, offset)))
+            futures.append(self.pool.submit(self._write, _Block(tensor, rows, position // row_bytes)))
 
     def _arrive(self, source: _Open, end: int) -> Iterator[Bytes]:
         """Nothing, again and again, until a shard is on the disk up to there."""
@@ -277,7 +321,8 @@ class _Pass:
 
     def _write(self, block: _Block) -> None:
         try:
-            write_at(self.fd, make_rows(block.form, block.rows, block.tensor.name).data, block.offset)
+            for offset, piece in block.tensor.pieces(block.rows, block.first_row):
+                write_at(self.fd, piece.data, offset)
         finally:
             self.buffers.put(block.rows)
 
@@ -325,4 +370,4 @@ def _weight_bytes(shard: Shard) -> int:
 
 def _hash_small_files(plan: Plan) -> dict[str, str]:
     folder = plan.source.folder
-    return {name: hash_file(folder / name) for name in SMALL_FILES if (folder / name).exists()}
+    return {name: hash_file(folder / name) for name in plan.source.small_files if (folder / name).exists()}

@@ -23,6 +23,11 @@ def partial_path(target: Path) -> Path:
     return target.with_name(target.name + ".partial")
 
 
+def aside_path(target: Path) -> Path:
+    """Where an older build that is a folder waits for its deletion while the new one takes its name."""
+    return target.with_name(target.name + ".replaced")
+
+
 def journal_path(target: Path) -> Path:
     """What a killed build had finished."""
     return target.with_name(target.name + ".journal")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from phi4local.errors import FormatError
 from phi4local.printing import printable
 from quant.config import Config
+from quant.flash import FlashConfig, flash_shapes
 from quant.safetensors import ITEM_BYTES, Checkpoint
 
 _LAYER = (
@@ -60,18 +61,25 @@ def file_order(name: str) -> tuple[int, str]:
     return (int(name.split(".")[1]) if name.startswith("blk.") else -1, name)
 
 
-def check_weights(config: Config, checkpoint: Checkpoint) -> None:
+def source_shapes(config: Config | FlashConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a checkpoint must hold."""
+    if isinstance(config, FlashConfig):
+        return flash_shapes(config)
+    return {weight.hf_name: weight.shape for weight in weights(config)}
+
+
+def check_weights(config: Config | FlashConfig, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint whose tensors are not exactly those that its configuration calls for (FormatError)."""
     records = checkpoint.records
-    expected = {weight.hf_name: weight for weight in weights(config)}
-    for name, weight in expected.items():
+    expected = source_shapes(config)
+    for name, shape in expected.items():
         record = records.get(name)
         if record is None:
             raise FormatError(f"Tensor `{name}` is missing", hint="Download the folder again")
         if record.dtype not in ITEM_BYTES:
             raise FormatError(f"Tensor `{name}` is {record.dtype}; weights are BF16, F16 or F32", hint=_OFFICIAL)
-        if record.shape != weight.shape:
-            raise FormatError(f"Tensor `{name}` has shape {list(record.shape)}; config.json needs {list(weight.shape)}")
+        if record.shape != shape:
+            raise FormatError(f"Tensor `{name}` has shape {list(record.shape)}; config.json needs {list(shape)}")
     tied_head = {"lm_head.weight"} if config.tied else set()  # some exporters save the tied head again
     for name in records.keys() - expected.keys() - tied_head:
         if not name.endswith(_IGNORED_SUFFIX):

@@ -14,6 +14,11 @@ from quant.tokenizer import Tokenizer
 
 END_OF_TEXT, END_OF_TURN, PADDING = "<|endoftext|>", "<|im_end|>", "<|dummy_85|>"
 
+END_WHY = f"a turn ends with {END_OF_TURN}; with {END_OF_TEXT} as its end the model runs on"
+PADDING_WHY = f"padding must not be a token that has a meaning; Microsoft's repair chose {PADDING}"
+TEMPLATE_WHY = "an assistant turn must open only when an answer is asked for"
+NO_TEMPLATE_WHY = "none was published"
+
 _TURN = "message['content'] + '<|im_end|>'"
 PHI4_TEMPLATE = (
     "{% for message in messages %}"
@@ -46,15 +51,13 @@ def repair_tokenizer(tokenizer: Tokenizer) -> tuple[Tokenizer, tuple[Repair, ...
     if END_OF_TURN not in ids:
         return tokenizer, ()
     if special.get("eos") in (None, ids.get(END_OF_TEXT)):
-        why = f"a turn ends with {END_OF_TURN}; with {END_OF_TEXT} as its end the model runs on"
-        repairs.append(Repair("tokenizer.ggml.eos_token_id", special.get("eos"), ids[END_OF_TURN], why))
+        repairs.append(Repair("tokenizer.ggml.eos_token_id", special.get("eos"), ids[END_OF_TURN], END_WHY))
         special["eos"] = ids[END_OF_TURN]
     if PADDING in ids and special.get("pad") in (ids.get(END_OF_TEXT), ids[END_OF_TURN]):
-        why = f"padding must not be a token that has a meaning; Microsoft's repair chose {PADDING}"
-        repairs.append(Repair("tokenizer.ggml.padding_token_id", special.get("pad"), ids[PADDING], why))
+        repairs.append(Repair("tokenizer.ggml.padding_token_id", special.get("pad"), ids[PADDING], PADDING_WHY))
         special["pad"] = ids[PADDING]
     if template is None or _always_opens_a_turn(template):
-        why = "an assistant turn must open only when an answer is asked for" if template else "none was published"
+        why = TEMPLATE_WHY if template else NO_TEMPLATE_WHY
         repairs.append(Repair("tokenizer.chat_template", template, PHI4_TEMPLATE, why))
         template = PHI4_TEMPLATE
     return dataclasses.replace(tokenizer, special_ids=special, chat_template=template), tuple(repairs)

@@ -8,18 +8,17 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi4local.backends.ask import tensor_types
+from phi4local.actions.quantize import plan_weights, small_files
 from phi4local.errors import DownloadError, FormatError, NotFound
-from phi4local.files import atomic_write, disk_full, writing_to
+from phi4local.files import atomic_write, disk_full, occupied_bytes, writing_to
 from phi4local.hub.arrival import Shards, wrong_bytes
 from phi4local.hub.fetch import Fetch
 from phi4local.hub.repository import RemoteFile, Snapshot
 from quant.convert import Built, convert
 from quant.journal import partial_path
-from quant.plan import Plan, check_build_name, make_plan
+from quant.plan import Plan, check_build_name
 from quant.progress import Progress
 from quant.safetensors import INDEX_NAME, SINGLE_NAME, shard_names
-from quant.source import SMALL_FILES, read_source
 
 _SMALL_LIMIT_BYTES = 40_000_000
 _DISK_MARGIN = 1.1
@@ -57,7 +56,8 @@ def plan_official(
     for name in ("config.json", "tokenizer.json"):
         if name not in snapshot.files:
             raise NotFound(f"{snapshot.repository} has no `{name}`", hint="It holds no weights that can be built here")
-    small = [snapshot.files[name] for name in SMALL_FILES if name in snapshot.files]
+    build = check_build_name(build)
+    small = [snapshot.files[name] for name in small_files(build) if name in snapshot.files]
     with writing_to(folder, sum(file.bytes for file in small)):
         received = 0
         for file in small:
@@ -66,7 +66,7 @@ def plan_official(
         for trouble in shards.fetch_beginnings():
             yield Progress("headers", shards.received_bytes, 0, trouble)
     try:
-        plan = make_plan(read_source(folder, shards), check_build_name(build), tensor_types)
+        plan = plan_weights(folder, build, shards)
     except FormatError:
         shards.drop_beginnings()
         raise
@@ -123,9 +123,7 @@ def room_bytes(plan: Plan, sizes: Sequence[int], *, keep: bool) -> int:
 def check_room(planned: Planned, target: Path) -> None:
     """Refuse before the first tensor what cannot end: the result, and two shards or all (InsufficientResources)."""
     sizes = list(planned.shards.sizes.values())
-    here = sum(path.stat().st_blocks * 512 for path in planned.folder.glob("*.safetensors"))
-    partial = partial_path(target)
-    here += partial.stat().st_blocks * 512 if partial.exists() else 0
+    here = sum(map(occupied_bytes, (partial_path(target), *planned.folder.glob("*.safetensors"))))
     needed = room_bytes(planned.plan, sizes, keep=planned.shards.keeps) - here
     if needed > shutil.disk_usage(planned.folder).free:
         raise disk_full(planned.folder, needed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from pathlib import Path
 
 from phi4local.actions.official import source_folder
 from phi4local.actions.ready import header_copy
-from phi4local.files import take_lock
+from phi4local.files import delete, take_lock
 from phi4local.settings import models_folder, sources_folder, state_folder
-from phi4local.store import manifest_path, unlisted_files
-from quant.journal import journal_path, lock_path, partial_path
+from phi4local.store import is_build_name, manifest_path, unlisted_files
+from quant.journal import aside_path, journal_path, lock_path, partial_path
 
-_PARTS = (journal_path, header_copy, partial_path, source_folder)  # in the order in which they go
+_PARTS = (journal_path, header_copy, partial_path, aside_path, source_folder)  # in the order in which they go
 _TEMPORARY = ".*.tmp"
 _OLD_SECONDS = 3600  # a small file is written in less, where no lock says whether somebody is at it
 
@@ -36,7 +35,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was freed; `busy` was left alone because another process is at work on it, `unlisted` are GGUFs unknown."""
+    """What was freed; `busy` was left alone because another process is at work on it, `unlisted` are builds unknown."""
 
     removed: tuple[Removed, ...]
     busy: tuple[Path, ...]
@@ -113,10 +112,7 @@ class _Sweep:
     def delete(self, path: Path) -> None:
         size = _disk_bytes(path)
         if not self.dry_run:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            delete(path)
         self.removed.append(Removed(path, size))
 
     def folder(self, folder: Path) -> None:
@@ -169,7 +165,7 @@ def _targets(folder: Path) -> list[Path]:
     found = set()
     for name in os.listdir(folder):  # noqa: PTH208  names alone are wanted
         stem = next((name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)), name)
-        if stem.endswith(".gguf"):
+        if is_build_name(stem):
             found.add(folder / stem)
     return sorted(found)
 

@@ -9,32 +9,56 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from phi4local import __version__
+from phi4local.backends import mlx_ask
 from phi4local.backends.ask import tensor_types
-from phi4local.catalog import model_name, origin
+from phi4local.catalog import model_name, origin, slug
 from phi4local.errors import FormatError, NotFound, UsageError
 from phi4local.files import take_lock
-from phi4local.store import Build, Manifest, build_path, read_manifest, write_manifest
+from phi4local.store import Build, Manifest, build_path, is_complete, manifest_path, read_manifest, write_manifest
+from quant import mlx
 from quant.convert import Built, convert, fingerprint
+from quant.flash import FlashConfig
 from quant.journal import lock_path
+from quant.mlx_plan import make_mlx_plan
 from quant.plan import Plan, check_build_name, make_plan
 from quant.progress import Progress
-from quant.source import read_source, source_files
+from quant.source import MLX_FILES, SMALL_FILES, Arrival, read_source, source_files
+
+_PACKAGES = {"gguf": ("llama-cpp-python", "gguf", "numpy"), "mlx": ("mlx", "mlx-lm", "numpy")}
 
 
 def plan_build(source: Path, build: str) -> Plan:
-    """What building would make, to the byte (NotFound, FormatError, UsageError)."""
-    return make_plan(read_source(source), check_build_name(build), tensor_types)
+    """What building would make, to the byte (NotFound, FormatError, UsageError, BackendError)."""
+    return plan_weights(source, check_build_name(build))
+
+
+def plan_weights(folder: Path, build: str, arrival: Arrival | None = None) -> Plan:
+    """The plan of a build that is known here, of weights that are there or on their way."""
+    if build not in mlx.BUILDS:
+        return make_plan(read_source(folder, arrival), build, tensor_types)
+    mlx_ask.check_installed()
+    return make_mlx_plan(read_source(folder, arrival, for_mlx=True), build, mlx_ask.tensor_forms)
+
+
+def small_files(build: str) -> tuple[str, ...]:
+    """What a build is made of beside the weights."""
+    return MLX_FILES if build in mlx.BUILDS else SMALL_FILES
 
 
 def name_of(plan: Plan) -> str:
     """The model's name, from its shape and its folder."""
-    return model_name(plan.source.folder, plan.source.config)
+    config, folder = plan.source.config, plan.source.folder
+    if isinstance(config, FlashConfig):  # the only model of its architecture: nothing else to tell it from
+        return slug((origin(folder).repository or folder.resolve().name).split("/")[-1])
+    return model_name(folder, config)
 
 
 def target_of(plan: Plan, out: Path | None) -> Path:
     """Where the build goes: into the store, or where the user says."""
     if out is None:
         return build_path(name_of(plan), plan.build)
+    if plan.is_folder:
+        return out.absolute()  # `.` has no name of its own
     if out.is_dir():
         return out / f"{name_of(plan)}-{plan.build}.gguf"
     if out.suffix != ".gguf":
@@ -54,9 +78,9 @@ def quantize(plan: Plan, target: Path, *, force: bool) -> Generator[Progress, No
 def _quantize(plan: Plan, target: Path, force: bool) -> Generator[Progress, None, tuple[Build, Built | None]]:
     if not force and (present := _present(plan, target)):
         return present, None
-    if target.exists() and not force:
-        raise UsageError(f"`{target}` exists and is another build", hint="--force replaces it")
-    sizes = {name: (plan.source.folder / name).stat().st_size for name in source_files(plan.source.folder)}
+    _check_free(plan, target, force)
+    folder = plan.source.folder
+    sizes = {name: (folder / name).stat().st_size for name in source_files(folder, plan.source.small_files)}
 
     def certify(built: Built) -> None:
         place = origin(plan.source.folder)
@@ -65,6 +89,18 @@ def _quantize(plan: Plan, target: Path, force: bool) -> Generator[Progress, None
 
     built = yield from convert(plan, target, threads=cores(), certify=certify)
     return Build(target, read_manifest(target)), built
+
+
+def _check_free(plan: Plan, target: Path, force: bool) -> None:
+    """Refuse to replace what was not asked to be replaced, and a folder that is no build in any case (UsageError)."""
+    if plan.is_folder and os.path.lexists(target):
+        if target.is_dir() and not any(target.iterdir()):
+            return
+        is_build = mlx.is_mlx_folder(target) or os.path.lexists(manifest_path(target))
+        if not is_build or any(path.is_dir() for path in target.iterdir()):
+            raise UsageError(f"`{target}` exists and is no MLX build", hint="Name a folder that does not exist yet")
+    if target.exists() and not force:
+        raise UsageError(f"`{target}` exists and is another build", hint="--force replaces it")
 
 
 def cores() -> int:
@@ -77,7 +113,7 @@ def _present(plan: Plan, target: Path) -> Build | None:
         manifest = read_manifest(target)
     except (NotFound, FormatError):
         return None
-    same = manifest.fingerprint == fingerprint(plan) and target.exists() and target.stat().st_size == manifest.bytes
+    same = manifest.fingerprint == fingerprint(plan) and is_complete(Build(target, manifest))
     return Build(target, manifest) if same else None
 
 
@@ -90,7 +126,7 @@ def make_manifest(
     return Manifest(
         name=name,
         build=plan.build,
-        format="gguf",
+        format=plan.format,
         bytes=plan.size_bytes,
         sha256=built.sha256,
         bpw=round(plan.bits_per_weight, 4),
@@ -98,11 +134,7 @@ def make_manifest(
         repairs=[repair.as_json() for repair in plan.repairs],
         source={**source, "files": files},
         fingerprint=fingerprint(plan),
-        versions=_versions(),
+        versions={"phi4local": __version__} | {one: importlib.metadata.version(one) for one in _PACKAGES[plan.format]},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        files=[{"name": one, "bytes": plan.file_sizes[one], "sha256": sha256} for one, sha256 in built.files.items()],
     )
-
-
-def _versions() -> dict[str, str]:
-    packages = ("llama-cpp-python", "gguf", "numpy")
-    return {"phi4local": __version__} | {package: importlib.metadata.version(package) for package in packages}

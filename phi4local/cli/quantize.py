@@ -32,8 +32,10 @@ _STAGES = {
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("source", type=Path, help="folder with config.json, tokenizer files and *.safetensors")
-    parser.add_argument("--to", required=True, metavar="BUILD", help="the build to make, such as Q4_K_M")
-    parser.add_argument("--out", type=Path, metavar="PATH", help="file or folder to write (default: the store)")
+    parser.add_argument("--to", required=True, metavar="BUILD", help="the build to make, such as Q4_K_M or mlx-4bit")
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="file or folder to write, an MLX build's own (default: the store)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the plan and write nothing")
     parser.add_argument("--force", action="store_true", help="replace another build under the same name")
     parser.add_argument("--json", action="store_true", help="print one JSON value")
@@ -97,10 +99,11 @@ def show_manifest(build: Build, more: Iterable[tuple[str, str]] = ()) -> None:
     output.record(
         [
             ("Name", build.label),
-            ("File", str(build.path)),
+            ("Folder" if manifest.files else "File", str(build.path)),
             ("Size", f"{file_size(manifest.bytes)}, {manifest.bpw:.2f} bits per weight"),
             ("Types", _types(manifest.types)),
             ("sha256", manifest.sha256),
+            *((f"  {file['name']}", file["sha256"]) for file in manifest.files),
             (
                 "Source",
                 manifest.source["repo"] or str(manifest.source.get("path") or f"{len(files)} files of a folder"),
@@ -139,6 +142,7 @@ def plan_json(name: str, plan: Plan, target: Path) -> dict[str, Any]:
         "build": plan.build,
         "path": str(target.absolute()),
         "bytes": plan.size_bytes,
+        "files": [{"name": name, "bytes": size} for name, size in plan.file_sizes.items()],
         "bpw": round(plan.bits_per_weight, 4),
         "parameters": plan.parameters,
         "types": plan.type_counts,
@@ -155,7 +159,7 @@ def show_plan(name: str, plan: Plan, target: Path) -> None:
     output.record(
         [
             ("Name", f"{name}:{plan.build}"),
-            ("File", str(target)),
+            ("Folder" if plan.is_folder else "File", str(target)),
             (
                 "Size",
                 f"{plan.size_bytes} bytes ({file_size(plan.size_bytes)}), {plan.bits_per_weight:.2f} bits per weight",

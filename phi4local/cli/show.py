@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from phi4local.backends.safe_mode import machine_and_build
@@ -13,7 +12,7 @@ from phi4local.cli import output
 from phi4local.cli.load import describe, load_json
 from phi4local.cli.quantize import manifest_json, show_manifest
 from phi4local.measured import read_measured
-from phi4local.store import Build, builds, find, read_manifest
+from phi4local.store import Build, builds, find, path_meant, read_manifest
 from phi4local.units import file_size
 
 
@@ -30,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
     if model and len(here) != 1:
         _show_model(model, here, as_json=args.json)
         return 0
-    path = Path(args.name)
-    named = Build(path, read_manifest(path)) if args.name.endswith(".gguf") else None
+    path = path_meant(args.name)
+    named = Build(path, read_manifest(path)) if path else None
     build = here[0] if here else named or find(args.name)
     _show_build(build, find_model(build.manifest.name), as_json=args.json)
     return 0

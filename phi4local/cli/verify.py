@@ -32,9 +32,10 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     else:
-        for damage in verdict.damaged:
-            output.say(f"damaged: {damage.path}: {damage.problem}")
-            output.say(f"hint: {_again(damage.path)}")
+        for build in dict.fromkeys(damage.build for damage in verdict.damaged):
+            for damage in (one for one in verdict.damaged if one.build == build):
+                output.say(f"damaged: {damage.path}: {damage.problem}")
+            output.say(f"hint: {_again(build)}")
         output.say(f"{verdict.checked} checked, {len(verdict.damaged)} damaged")
     return FormatError.exit_code if verdict.damaged else 0
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 def _again(path: Path) -> str:
     """How a build of the store is had again."""
     name = path.parent.name
-    build = path.stem.removeprefix(f"{name}-")
+    build = path.name.removesuffix(".gguf").removeprefix(f"{name}-")
     if find_model(name):
         return f"phi4local pull {name}:{build}"
     return f"phi4local quantize FOLDER --to {build} --force"
