@@ -18,7 +18,7 @@ import pytest
 
 from phi4local.actions.fit import Fit
 from phi4local.actions.probe import Machine as Told
-from phi4local.actions.probe import missing
+from phi4local.actions.probe import missing, mlx_version
 from phi4local.cli.probe import machine_json
 from phi4local.fit import HOST
 from phi4local.recommend import BuildFit
@@ -181,7 +181,7 @@ def test_there_are_eight_machines() -> None:
 def test_a_machine_is_what_probe_prints(name: str) -> None:
     machine = read_machine(name)
     told = Told(machine.report, machine.engine, missing(machine.report, machine.engine))
-    assert machine_json(told) == machine.printed
+    assert machine_json(told) == machine.printed | {"mlx": mlx_version()}
     cards = [device for device in machine.engine.devices if device.kind == "gpu"]
     assert machine.engine.supports_gpu == bool(cards)
     for card, gpu in zip(cards, machine.report.gpus if cards else (), strict=True):

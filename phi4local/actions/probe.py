@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import dataclass
 
 from hardware.probe import probe
 from hardware.report import EngineBuild, Report
 from phi4local.backends.ask import engine_build
+from phi4local.backends.mlx_ask import INSTALL
 from phi4local.errors import BackendError
 from phi4local.settings import home_folder
 
@@ -47,8 +49,25 @@ def look() -> Machine:
     return Machine(report, engine, missing(report, engine))
 
 
+def mlx_version() -> str | None:
+    """The release of mlx-lm that is installed; None: none."""
+    try:
+        return importlib.metadata.version("mlx-lm")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def missing(report: Report, engine: EngineBuild) -> tuple[Missing, ...]:
-    """A card that the engine was not built for; an integrated one is left alone, because it is no faster."""
+    """A card that the engine was not built for, and MLX where it belongs.
+
+    An integrated card is left alone, because it is no faster.
+    """
+    apple = any(gpu.vendor == "apple" and gpu.unified for gpu in report.gpus)
+    mlx = (Missing("MLX is not installed", INSTALL),) if apple and mlx_version() is None else ()
+    return (*_unused_cards(report, engine), *mlx)
+
+
+def _unused_cards(report: Report, engine: EngineBuild) -> tuple[Missing, ...]:
     if engine.supports_gpu:
         return ()
     unused = [gpu for gpu in report.gpus if gpu.vendor in _CMAKE_FLAGS and (not gpu.unified or gpu.vendor == "apple")]

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from hardware.report import EngineDevice, Gpu, Report, plain
-from phi4local.actions.probe import Machine, look
+from phi4local.actions.probe import Machine, look, mlx_version
 from phi4local.cli import output
 from phi4local.units import file_size, memory
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 def machine_json(machine: Machine) -> dict[str, Any]:
     """The report with the engine's build and what is missing."""
     missing = [{"fact": item.fact, "command": item.command} for item in machine.missing]
-    return {**machine.report.as_json(), "engine": plain(machine.engine), "missing": missing}
+    return {**machine.report.as_json(), "engine": plain(machine.engine), "mlx": mlx_version(), "missing": missing}
 
 
 def show(machine: Machine) -> None:
@@ -49,6 +49,8 @@ def show(machine: Machine) -> None:
     if machine.engine:
         facts.append(("Engine", f"llama-cpp-python {machine.engine.version}"))
         facts += [("  uses", _device(device)) for device in machine.engine.devices]
+    if version := mlx_version():
+        facts.append(("MLX", f"mlx-lm {version}"))
     output.record(facts)
     for note in report.notes:
         output.say(f"note: {note}")
