@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ import llama_cpp.llama_cpp as llama
 from phi4local.backends.llamacpp_params import BATCH_TOKENS, context_params, model_params
 from phi4local.backends.llamacpp_vocab import LlamaVocabulary
 from phi4local.backends.load_settings import CONTEXT_STEP, LoadSettings, wanted_context
-from phi4local.backends.worker import Cancelled
+from phi4local.backends.worker import Cancelled, reusable, size_for
 from phi4local.engine import GenerationOptions
-from phi4local.errors import BackendError, InsufficientResources, UsageError
+from phi4local.errors import BackendError, InsufficientResources
 
 _STATE_FORMAT = 1
 _ABORTED = 2
@@ -143,15 +142,8 @@ class Timeline:
 
     def rewind(self, ids: Sequence[int]) -> int:
         """Keep the common beginning with `ids`, in a context that has room for them all; its length (UsageError)."""
-        limit = self._model.context_sizes[-1]
-        if len(ids) >= limit:
-            raise UsageError(
-                f"The conversation is {len(ids)} tokens long; the context holds {limit}, answer included",
-                hint="Start a new chat, or give this one more room with `--context`",
-            )
-        self._open(next(size for size in self._model.context_sizes if size > len(ids)))
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, ids, strict=False)))
-        return self._keep(min(common, len(ids) - 1))
+        self._open(size_for(ids, self._model.context_sizes))
+        return self._keep(reusable(self.tokens, ids))
 
     def clear(self) -> None:
         """Forget everything."""

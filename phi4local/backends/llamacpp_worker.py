@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from phi4local.backends.load_settings import Budget, LoadSettings
 from phi4local.backends.placing import loaded, place_file
 from phi4local.backends.prompt import Prompts
 from phi4local.backends.state_file import file_identity
-from phi4local.backends.worker import Desk, Events, Inbox, Loaded, Request, Speaker, run
-from phi4local.engine import FinishReason, GenerationOptions
+from phi4local.backends.worker import Desk, Events, Inbox, Loaded, Request, run
+from phi4local.engine import GenerationOptions
 from phi4local.errors import FormatError
 from phi4local.template import ChatTemplate
 
@@ -49,35 +49,16 @@ class LlamaDesk(Desk):
         prompts = Prompts(_chat_template(model, path.name), model.vocabulary)
         return Loaded(path.name, facts, model.vocabulary, self._timeline, prompts, state_key(model, identity))
 
-    def say_tokens(self, options: GenerationOptions, speaker: Speaker, said: list[int]) -> FinishReason:
-        sampler = make_sampler(options)
+    def tokens(self, options: GenerationOptions) -> Generator[int]:
+        timeline, sampler = self._timeline, make_sampler(options)
         try:
-            return self._say(sampler, speaker, said, options.max_tokens)
+            while True:
+                token = llama.llama_sampler_sample(sampler, timeline.context, -1)
+                yield token
+                if not timeline.append(token):
+                    return
         finally:
             llama.llama_sampler_free(sampler)
-
-    def _say(self, sampler: object, speaker: Speaker, said: list[int], most: int | None) -> FinishReason:
-        """The hot loop. A token is on its way before the next one is computed."""
-        timeline = self._timeline
-        while len(said) != most:
-            token = llama.llama_sampler_sample(sampler, timeline.context, -1)
-            piece = self.piece(token)
-            if piece.ends:
-                return "stop"
-            said.append(token)
-            speaker.say(piece)
-            if self.cancelled():
-                return "cancelled"
-            if len(said) != most and not timeline.append(token):
-                return "length"
-        return "length"
-
-    def generate(self, count: int) -> None:
-        sampler = make_sampler(GenerationOptions())
-        for _ in range(count):
-            self._timeline.append(llama.llama_sampler_sample(sampler, self._timeline.context, -1))
-        llama.llama_synchronize(self._timeline.context)
-        llama.llama_sampler_free(sampler)
 
 
 def _chat_template(model: LlamaModel, name: str) -> ChatTemplate:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 
 from phi4local.backends.load_settings import Budget, LoadSettings
@@ -14,8 +12,8 @@ from phi4local.backends.mlx_model import MlxModel, Timeline, context_sizes
 from phi4local.backends.mlx_placing import loaded, place_folder, wire
 from phi4local.backends.mlx_vocab import FolderVocabulary
 from phi4local.backends.prompt import Prompts
-from phi4local.backends.worker import Desk, Loaded, Request, Speaker, run
-from phi4local.engine import FinishReason, GenerationOptions
+from phi4local.backends.worker import Desk, Loaded, Request, run
+from phi4local.engine import GenerationOptions
 from phi4local.errors import FormatError
 from phi4local.template import ChatTemplate
 
@@ -45,29 +43,8 @@ class MlxDesk(Desk):
         }
         return Loaded(name, facts, vocabulary, self._timeline, prompts, model.state_key(identity))
 
-    def say_tokens(self, options: GenerationOptions, speaker: Speaker, said: list[int]) -> FinishReason:
-        if options.max_tokens == 0:
-            return "length"
-        with closing(self._timeline.say(options)) as tokens:
-            return self._say(tokens, speaker, said, options.max_tokens)
-
-    def _say(self, tokens: Iterator[int], speaker: Speaker, said: list[int], most: int | None) -> FinishReason:
-        for token in tokens:
-            piece = self.piece(token)
-            if piece.ends:
-                return "stop"
-            said.append(token)
-            speaker.say(piece)
-            if self.cancelled():
-                return "cancelled"
-            if len(said) == most:
-                return "length"
-        return "length"
-
-    def generate(self, count: int) -> None:
-        with closing(self._timeline.say(GenerationOptions())) as tokens:
-            for _ in islice(tokens, count):
-                pass
+    def tokens(self, options: GenerationOptions) -> Generator[int]:
+        return self._timeline.say(options)
 
 
 def main() -> None:

@@ -26,15 +26,16 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from phi4local.backends.prompt import Prompts
 from phi4local.backends.state_file import read_state, write_state
 from phi4local.engine import FinishReason, GenerationOptions
-from phi4local.errors import FormatError, Phi4LocalError
+from phi4local.errors import FormatError, Phi4LocalError, UsageError
 
 # llama.cpp splits text with std::regex, which needs a stack frame for every letter of a word: 60,000 fill 8 MiB.
 _STACK_BYTES = (512 << 20, 64 << 20, 0)  # the largest that the system grants; 0: its default
@@ -166,6 +167,22 @@ class Timeline(Protocol):
         """Take over what was saved in a context of this size; how many tokens, 0 and an empty timeline if it fails."""
 
 
+def size_for(ids: Sequence[int], sizes: Sequence[int]) -> int:
+    """The smallest of the context sizes that holds a prompt and at least a token of its answer (UsageError)."""
+    if len(ids) >= sizes[-1]:
+        raise UsageError(
+            f"The conversation is {len(ids)} tokens long; the context holds {sizes[-1]}, answer included",
+            hint="Start a new chat, or give this one more room with `--context`",
+        )
+    return next(size for size in sizes if size > len(ids))
+
+
+def reusable(tokens: Sequence[int], ids: Sequence[int]) -> int:
+    """How many tokens of a prompt have been read already; its last one is always read, for what comes after it."""
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tokens, ids, strict=False)))
+    return min(common, len(ids) - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A loaded model: what the parent is told of it, and `state_key`: all that the values in the cache depend on."""
@@ -195,12 +212,8 @@ class Desk(ABC):
         """Load the model; the event `placed` is sent on the way (the errors of `Engine`)."""
 
     @abstractmethod
-    def say_tokens(self, options: GenerationOptions, speaker: Speaker, said: list[int]) -> FinishReason:
-        """Say what comes after what was read, token by token, until something ends the answer (Cancelled)."""
-
-    @abstractmethod
-    def generate(self, count: int) -> None:
-        """Generate so many tokens after what was read, whatever comes, and wait for the last."""
+    def tokens(self, options: GenerationOptions) -> Generator[int]:
+        """What comes after what was read, token by token, until the context is full; nothing else ends it."""
 
     @property
     def errors(self) -> Sequence[str]:
@@ -233,10 +246,6 @@ class Desk(ABC):
         """Whether the parent no longer wants the answer."""
         return self._inbox.cancelled_id == self._answer_id
 
-    def piece(self, token: int) -> Piece:
-        """What a token writes, ready to be said."""
-        return self._pieces.get(token) or self._make_piece(token)
-
     def _load(self, request: Request) -> None:
         self.model = self.load(request)
         self.events.send({"loaded": self.model.facts})
@@ -268,7 +277,9 @@ class Desk(ABC):
         timeline.clear()
         timeline.read(ids[:_SHORT_PROMPT])
         start = time.perf_counter()
-        self.generate(request["generation_tokens"])
+        with contextlib.closing(self.tokens(GenerationOptions())) as tokens:
+            for _ in islice(tokens, request["generation_tokens"] + 1):  # one more: a token is read when the next is due
+                pass
         seconds = time.perf_counter() - start
         timeline.clear()
         self.events.send({"timing": {"prompt_seconds": read_seconds, "generation_seconds": seconds}})
@@ -311,9 +322,26 @@ class Desk(ABC):
         """Say tokens until something ends the answer (Cancelled)."""
         speaker = Speaker(self.events)
         try:
-            return self.say_tokens(options, speaker, said)
+            with contextlib.closing(self.tokens(options)) as tokens:
+                return self._say(tokens, speaker, said, options.max_tokens)
         finally:
             self.model.prompts.remember(speaker.end(), said)
+
+    def _say(self, tokens: Iterator[int], speaker: Speaker, said: list[int], most: int | None) -> FinishReason:
+        """The hot loop. A token is on its way before the next one is computed."""
+        if most == 0:
+            return "length"
+        for token in tokens:
+            piece = self._pieces.get(token) or self._make_piece(token)
+            if piece.ends:
+                return "stop"
+            said.append(token)
+            speaker.say(piece)
+            if self.cancelled():
+                return "cancelled"
+            if len(said) == most:
+                break
+        return "length"
 
     def _make_piece(self, token: int) -> Piece:
         vocabulary = self.model.vocabulary
