@@ -180,7 +180,7 @@ def test_the_wheel_and_the_current_message() -> None:
         assert transcript.current == 9
         for _ in range(40):
             transcript.post_message(wheel(transcript, events.MouseScrollUp))
-        await until(pilot, lambda: transcript.current < 7)
+        await until(pilot, lambda: transcript.current < 7 and not transcript.message_queue_size)
         await pilot.pause()
         assert transcript.current_turn
         tags = set(TAG.findall(drawn(chat)))
