@@ -15,6 +15,8 @@ from typing import IO
 from phi4local.errors import FormatError, InsufficientResources, NotFound
 from phi4local.units import file_size
 
+_ROUNDS = 100  # that a lock is tried for, in a folder that goes away again and again
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
@@ -85,11 +87,15 @@ def take_lock(path: Path) -> Lock | None:
     """The lock that `path` stands for, or None while another process holds it."""
     import fcntl
 
+    missed = 0
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:  # somebody removed the empty folder between the two lines
+            missed += 1
+            if missed == _ROUNDS:  # no, this is a folder in which nothing can be made
+                raise
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

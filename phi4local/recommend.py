@@ -87,12 +87,15 @@ def recommend(builds: Sequence[BuildFit], context: int, name: str = "") -> Recom
 
     Wholly on the cards comes before anything that the main memory has a part in; then quality; then the larger
     context, where the context and the layers do not compete for a card; then the smaller file. MLX builds are among
-    them where nothing else was asked about.
+    them where nothing else was asked about, and those that this machine is for where no GGUF fits.
     """
     gguf = [build for build in builds if build.format == "gguf"]
     known = [build for build in gguf or builds if build.memory]
     fitting = [build for build in known if build.where != "none"]
     if not fitting:
+        spare = [build for build in builds if build.format == "mlx" and not build.is_astray] if gguf else []
+        if any(build.where != "none" for build in spare):
+            return recommend(spare, context, name)
         return Recommendation(None, _nothing(known, context))
     on_cards = [build for build in fitting if build.where == "gpu"]
     best = min(on_cards or fitting, key=_order)

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _SUFFIX = ".manifest.json"
 _LIMIT_BYTES = 10_000_000
+_SHOWN = 8  # builds that a hint lists
 _NAME = re.compile(r"[a-z0-9][a-z0-9.\-]{0,99}")
 _BUILD = re.compile(r"[A-Za-z0-9][\w.\-]{0,59}", re.ASCII)
 _MLX = "mlx-"  # how the name of a build begins that is a folder
@@ -206,11 +208,24 @@ def is_complete(build: Build) -> bool:
         return False
 
 
+def own_bytes(build: Build) -> int:
+    """How many bytes deleting the build frees: its files, but for links and what has another name as well."""
+    path = build.path
+    if path.is_dir() and not path.is_symlink():
+        files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]  # noqa: PTH118
+    else:
+        files = [str(path)] if os.path.lexists(path) else []
+    freed = 0
+    for file in files:
+        with contextlib.suppress(OSError):  # it went while we looked
+            status = os.lstat(file)
+            freed += status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
+    return freed
+
+
 def is_own(build: Build) -> bool:
-    """Whether deleting the build frees its bytes: its files are there, and no links to some that have another name."""
-    if not is_there(build.path) or build.path.is_symlink():
-        return False
-    return all(path.stat().st_nlink == 1 for path in (build.path.iterdir() if build.path.is_dir() else (build.path,)))
+    """Whether deleting the build frees room."""
+    return own_bytes(build) > 0
 
 
 def manifest_files() -> Iterator[Path]:
@@ -253,18 +268,36 @@ def find(label: str, *, missing: bool = False) -> Build:
     if not missing and (gone := _gone(label)):
         raise gone
     if named:
-        raise NotFound(f"No build `{build}` of `{name}` is here", hint=f"There is {named[0].label}")
+        raise NotFound(f"No build `{build}` of `{name}` is here", hint=f"There is {_nearest(build, named)}")
     near = difflib.get_close_matches(label.lower(), [entry.label.lower() for entry in here], 1, 0.5)
     known = f"Did you mean {near[0]}?" if near else "Run `phi4local list` to see what is here"
     raise NotFound(f"No model called `{label}` is here", hint=known)
 
 
+def _nearest(wanted: str, named: Sequence[Build]) -> str:
+    """What there is of a model, the most similar name first."""
+    near = difflib.SequenceMatcher(b=wanted.lower())
+
+    def likeness(build: Build) -> float:
+        near.set_seq1(build.manifest.build.lower())
+        return near.ratio()
+
+    labels = [build.label for build in sorted(named, key=likeness, reverse=True)]
+    return ", ".join(labels[:_SHOWN]) + (f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else "")
+
+
 def _gone(label: str) -> NotFound | None:
-    """What to say where there is a manifest of that name, and only its file is missing."""
+    """What to say where there is a manifest of that name, and only its file, or one of its files, is missing."""
     try:
         build = find(label, missing=True)
     except (NotFound, UsageError):
         return None
+    missing = [one["name"] for one in build.manifest.files if not os.path.lexists(build.path / one["name"])]
+    if missing and build.path.is_dir():
+        hint = (
+            f"`phi4local verify {build.label}` tells how to get it again; `phi4local remove {build.label}` deletes it"
+        )
+        return NotFound(f"`{missing[0]}` of {build.label} is missing in `{build.path}`", hint=hint)
     owner = build.manifest.source.get("path")
     was = f"; it was imported from `{owner}`" if owner else ""
     return NotFound(f"The file of {build.label} is gone{was}", hint=f"`phi4local remove {build.label}` forgets it")

@@ -35,7 +35,7 @@ BUILDS = {
     "mlx-bf16": Recipe(16),
 }
 KV_BITS = {"f16": 0, "q8_0": 8, "q4_0": 4}  # of the types that a cache may have; 0: as the model computes
-_ITEM_BYTES = 2  # bf16: vectors, and everything in the KV cache
+ITEM_BYTES = 2  # bf16: vectors, and everything in the KV cache
 STEP_TOKENS = 512  # of a prompt are computed at once: what bounds the memory, and the time until a stop is seen
 
 
@@ -44,13 +44,16 @@ def kv_group(head_size: int) -> int:
     return next((group for group in (64, 32) if head_size % group == 0), 0)
 
 
-def kv_bytes(config: Config, context_tokens: int, kv_type: str = "f16") -> int:
-    """Bytes of a cache: keys and values of every layer, quantized in groups where `kv_type` says so."""
+def kv_bytes(config: Config, context_tokens: int, kv_type: str = "f16", item_bytes: int = ITEM_BYTES) -> int:
+    """Bytes of a cache: keys and values of every layer, quantized in groups where `kv_type` says so.
+
+    `item_bytes`: of the numbers that the model computes with, 4 where its norms are stored as float32.
+    """
     values = 2 * config.layers * config.kv_heads * config.head_size * context_tokens
     bits, group = KV_BITS.get(kv_type, 0), kv_group(config.head_size)
     if not bits or not group:
-        return values * _ITEM_BYTES
-    return values * bits // 8 + values // group * 2 * _ITEM_BYTES
+        return values * item_bytes
+    return values * bits // 8 + values // group * 2 * item_bytes
 
 
 def is_mlx_folder(path: Path) -> bool:

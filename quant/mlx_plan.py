@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from phi4local.errors import BackendError
 from quant.mlx import BUILDS
-from quant.mlx_repair import finished_files, mended_folder
+from quant.mlx_repair import HALVES, finished_files, in_16_bits, mended_folder
 from quant.mlx_rows import MlxFormat, Packing, make_parts
 from quant.names import source_shapes
 from quant.plan import Plan
@@ -29,6 +29,7 @@ from quant.source import Source
 # {"config", "tensors": {name: [dtype, shape]}, "recipe"} -> {"tensors": {name: [dtype, shape]}, "quantization"}
 AskMlx = Callable[[Mapping[str, Any]], dict[str, Any]]
 _ALIGNMENT = 8
+_WHOLE = 16  # bits of a weight that is not packed
 _ITEM_BYTES = ITEM_BYTES | {"U32": 4, "U8": 1}
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -72,13 +73,15 @@ def make_mlx_plan(source: Source, build: str, ask: AskMlx) -> MlxPlan:
     """Lay an MLX build out (FormatError, BackendError). `ask` puts the question to mlx-lm."""
     records = source.checkpoint.records
     wanted = {name: records[name] for name in source_shapes(source.config)}
-    folder = mended_folder(source)
+    dtypes = {name: record.dtype for name, record in wanted.items()}
+    folder, dtype = in_16_bits(mended_folder(source), dtypes, is_whole=BUILDS[build].bits == _WHOLE)
     folder.config.pop("quantization", None)  # the weights are whole, whatever it said
+    config = folder.config | ({"torch_dtype": dtype} if dtype else {})  # mlx-lm knows the older key alone
     tensors = {name: [record.dtype, list(record.shape)] for name, record in wanted.items()}
-    recipe = dataclasses.asdict(BUILDS[build])
-    answer = ask({"config": folder.config, "tensors": tensors, "recipe": recipe})
+    answer = ask({"config": config, "tensors": tensors, "recipe": dataclasses.asdict(BUILDS[build])})
     shapes, quantization = _read_answer(answer)
-    forms = {name: _form(name, record, shapes, quantization) for name, record in wanted.items()}
+    half = HALVES[dtype] if dtype else None
+    forms = {name: _form(name, record, shapes, quantization, half) for name, record in wanted.items()}
     parts = {name: _part_names(name, form) for name, form in forms.items()}
     if sorted(shapes) != sorted(part for names in parts.values() for part in names):
         raise _strange("other tensors than the weights have")
@@ -106,8 +109,11 @@ def _strange(what: str) -> BackendError:
     return BackendError(f"MLX named {what} for these weights", hint="Reinstall it: pip install 'phi4local[mlx]'")
 
 
-def _form(name: str, record: Record, shapes: Shapes, quantization: dict[str, Any]) -> MlxFormat:
-    """How a tensor is stored; the shapes that MLX named must be those that follow from that."""
+def _form(name: str, record: Record, shapes: Shapes, quantization: dict[str, Any], half: str | None) -> MlxFormat:
+    """How a tensor is stored; the shapes that MLX named must be those that follow from that.
+
+    `half` is the type that a matrix is cast to before it is packed; of a block scale it cannot be told.
+    """
     base = name.removesuffix(".weight")
     scales = shapes.get(f"{base}.scales")
     if scales is None:
@@ -117,7 +123,7 @@ def _form(name: str, record: Record, shapes: Shapes, quantization: dict[str, Any
         return MlxFormat(record.dtype, dtype, record.shape[-1], None)
     how = quantization.get(base, quantization)
     packing = Packing(how["bits"], how["group_size"], how.get("mode", "affine"))
-    cast = scales[0] if packing.mode == "affine" else record.dtype  # a block scale has the same bits for every dtype
+    cast = scales[0] if packing.mode == "affine" else half or record.dtype
     form = MlxFormat(record.dtype, cast, record.shape[-1], packing)
     named = [shapes.get(part, ("", ()))[1] for part in _part_names(name, form)]
     if named != list(packing.part_shapes(record.shape)):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from phi4local.files import read_bounded
 from quant.config import Config, read_values
-from quant.flash import FlashConfig
+from quant.flash import FlashConfig, stays_float32
 from quant.repair import END_OF_TEXT, END_OF_TURN, END_WHY, PADDING, PADDING_WHY, TEMPLATE_WHY, Repair
 from quant.safetensors import parse_json
 from quant.source import Source
@@ -30,6 +30,9 @@ _CODE_WHY = "it names code to be run, which nothing here needs"
 _CLASS_WHY = "older versions do not know this name, and it is the same tokenizer"
 _FLASH_WHY = "for a model type that transformers 5 does not know, the old name splits text by GPT-2's pattern"
 _PLACE_WHY = "mlx-lm finds a template here"
+_HALF_WHY = "with 32-bit vectors MLX computes in 32 bits, and the conversation takes twice the memory"
+_NAME_WHY = "the type of the weights in a build of this name"
+HALVES = {"float16": "F16", "bfloat16": "BF16"}  # types of 16 bits, as config.json and as safetensors call them
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,32 @@ def mended_folder(source: Source) -> Folder:
     _set_stops(work)
     _mend_tokenizer(work, is_flash=isinstance(source.config, FlashConfig))
     return Folder(work.values, work.copies, tuple(work.repairs))
+
+
+def in_16_bits(folder: Folder, dtypes: Mapping[str, str], *, is_whole: bool) -> tuple[Folder, str | None]:
+    """The folder for weights of 16 bits, and the type in which mlx-lm is to see them; None: as they are.
+
+    `dtypes` are the tensors' own, as safetensors calls them. `is_whole`: the build is bfloat16 by its name. Packed
+    builds keep float16 where the source says so, as mlx-lm does.
+    """
+    config = folder.config
+    stated = config.get("torch_dtype") or config.get("dtype")
+    found = {dtype for name, dtype in dtypes.items() if not stays_float32(name)}
+    if stated in ("float16", "bfloat16") and not is_whole:
+        wanted = str(stated)
+    elif is_whole or stated == "float32" or "F32" in found:
+        wanted = "bfloat16"
+    else:
+        return folder, None
+    repairs = []
+    keys = [key for key in ("torch_dtype", "dtype") if config.get(key) is not None]
+    if not keys and found != {HALVES[wanted]}:
+        keys = ["torch_dtype"]
+    for key in keys:
+        if (before := config.get(key)) != wanted:
+            config[key] = wanted
+            repairs.append(Repair(f"{CONFIG} {key}", _told(before), wanted, _NAME_WHY if is_whole else _HALF_WHY))
+    return replace(folder, repairs=(*folder.repairs, *repairs)), wanted
 
 
 def finished_files(folder: Folder, quantization: Mapping[str, Any]) -> dict[str, bytes]:
@@ -100,8 +129,7 @@ class _Work:
 
     def drop_code(self, name: str, values: dict[str, Any]) -> None:
         """Nothing may name code of a model's author."""
-        if "auto_map" in values:
-            before = values.pop("auto_map")
+        if before := values.pop("auto_map", None):  # an empty one names none
             self.repairs.append(Repair(f"{name} auto_map", _told(before), "none", _CODE_WHY))
 
 

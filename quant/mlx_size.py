@@ -17,11 +17,10 @@ from collections.abc import Mapping
 from quant import flash, mlx
 from quant.config import Config
 from quant.flash import FlashConfig, flash_shapes
-from quant.mlx import STEP_TOKENS, Recipe
+from quant.mlx import ITEM_BYTES, STEP_TOKENS, Recipe
 from quant.names import weights
 
 Shape = Config | FlashConfig
-ITEM_BYTES = 2  # bf16
 _EMBEDDING = "model.embed_tokens.weight"
 _MIXED_BITS = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
 
@@ -86,21 +85,21 @@ def read_share(config: Shape, recipe: Recipe) -> float:
     return 1.0 if config.tied else 1 - sizes[_EMBEDDING] / sum(sizes.values())
 
 
-def kv_bytes(config: Shape, context_tokens: int, kv_type: str = "f16") -> int:
-    """Bytes of the caches of a conversation."""
-    if isinstance(config, FlashConfig):
-        return flash.kv_bytes(config, context_tokens)
-    return mlx.kv_bytes(config, context_tokens, kv_type)
+def kv_bytes(config: Shape, context_tokens: int, kv_type: str = "f16", item_bytes: int = ITEM_BYTES) -> int:
+    """Bytes of the caches of a conversation; `item_bytes`: of the numbers that the model computes with."""
+    if isinstance(config, FlashConfig):  # its small states are float32 in any case, so this may be a little more
+        return flash.kv_bytes(config, context_tokens) * item_bytes // ITEM_BYTES
+    return mlx.kv_bytes(config, context_tokens, kv_type, item_bytes=item_bytes)
 
 
-def compute_bytes(config: Shape, context_tokens: int, *, fused: bool) -> int:
+def compute_bytes(config: Shape, context_tokens: int, *, fused: bool, item_bytes: int = ITEM_BYTES) -> int:
     """What one step of a prompt holds at its widest; chosen above what MLX 0.32 was seen to take on a processor.
 
     The feed-forward's gate, up, their copies, its activation and product, and four hidden states; of a Mamba layer its
     states, half of which are there at once; and, where the attention is not `fused` into one kernel as on Metal, the
     scores of the step with the whole context.
     """
-    work = STEP_TOKENS * (6 * config.intermediate + 4 * config.hidden) * ITEM_BYTES
+    work = STEP_TOKENS * (6 * config.intermediate + 4 * config.hidden) * item_bytes
     states = STEP_TOKENS * config.inner * config.d_state * 4 // 2 if isinstance(config, FlashConfig) else 0
     scores = 0 if fused else STEP_TOKENS * config.heads * context_tokens * 4
     return work + states + scores

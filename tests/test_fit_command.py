@@ -10,10 +10,13 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from phi4local.actions.fit import _stored
 from phi4local.catalog import find_model
 from phi4local.cli.fit import _bar
+from phi4local.errors import FormatError
 from phi4local.fit import Use
 from phi4local.settings import nano_folder
+from quant.config import read_config
 from quant.ggml import BUILDS
 from tests.running import json_of, phi4local
 
@@ -193,6 +196,22 @@ def test_a_file_is_asked_about_as_chat_would_open_it(shared: dict[str, str], tmp
     cut = tmp_path / "my cut.gguf"
     cut.write_bytes(path.read_bytes()[:1000])
     assert phi4local("fit", cut).returncode == 5
+    folder = tmp_path / "folder.gguf"
+    folder.mkdir()
+    assert "config.json" in phi4local("fit", folder).stderr
+
+
+def test_a_damaged_build_does_not_hide_the_others(shared: dict[str, str], tiny: Path, tmp_path: Path) -> None:
+    whole = Path(shared["PHI4LOCAL_HOME"]) / "models" / "phi4-nano" / "phi4-nano-Q8_0.gguf"
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(whole.read_bytes()[:1000])
+    subject = _stored("x", {"Q2_K": cut, "Q8_0": whole}, {"mlx-4bit": cut})
+    assert subject.header_bytes > 1000
+    assert subject.config == subject.shape == _stored("x", {"Q8_0": whole}, {}).config
+    subject = _stored("x", {"Q2_K": cut}, {"mlx-2bit": tmp_path / "absent", "mlx-4bit": tiny})
+    assert (subject.config, subject.files, subject.header_bytes) == (read_config(tiny), {"Q2_K": cut}, 0)
+    with pytest.raises(FormatError, match="cut"):
+        _stored("x", {"Q2_K": cut}, {"mlx-4bit": tmp_path})
 
 
 def test_mlx_builds_have_names() -> None:

@@ -62,6 +62,17 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
+def test_an_mlx_folder_needs_no_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mlx"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"quantization": {"bits": 4}}')
+    monkeypatch.chdir(tmp_path)
+    for path, told in ((folder, str(folder)), (Path("mlx"), "./mlx")):
+        with pytest.raises(UsageError, match="import takes GGUF files") as error:
+            take(path)
+        assert f"`phi4local chat {told}`" in error.value.hint
+
+
 def test_the_whole_way(user: Path, nano: Path) -> None:
     blob = ollama(user / ".ollama/models", nano)
     before = tree(user)

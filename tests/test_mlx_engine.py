@@ -268,6 +268,7 @@ def test_flash_goes_on_where_it_was_and_reads_again_what_it_cannot_cut(tmp_path:
     folder, path = write_flash_checkpoint(tmp_path / "flash", FLASH_TINY), tmp_path / "chat.state"
     engine = open_engine(folder, state_folder=state, context_tokens=1024)
     try:
+        assert engine.info.load.took["CPU"].kv_bytes > 0  # made whole before the first token
         session = engine.open_session()
         first = listen(session, ask("Hi there"), FEW)
         assert session.save(path)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from phi4local.actions import fit, fit_mlx
 from phi4local.actions.fit import Fit
 from phi4local.actions.fit_mlx import (
     ELSEWHERE,
@@ -17,22 +21,28 @@ from phi4local.actions.fit_mlx import (
     Ground,
     folder_row,
     ground_of,
+    mlx_offer,
+    mlx_room_bytes,
     mlx_rows,
     shape_of_folder,
 )
 from phi4local.actions.quantize import plan_build
+from phi4local.backends.survey import Survey, Surveyed
 from phi4local.cli.fit import show
-from phi4local.fit import HOST, Room
+from phi4local.fit import HOST, Placement, Room, Use
 from phi4local.measured import Measured
 from phi4local.recommend import BuildFit
-from phi4local.speed import CARD_SHARE, Benchmark, Speed
+from phi4local.speed import CARD_SHARE, Benchmark, Speed, Work
+from phi4local.store import Manifest, write_manifest
 from quant import mlx
-from quant.config import Config
+from quant.config import Config, read_config
 from quant.mlx import BUILDS, Recipe
-from quant.mlx_size import is_possible, kv_bytes, read_share, weights_bytes
+from quant.mlx_size import compute_bytes, is_possible, kv_bytes, read_share, tensor_shapes, weights_bytes
+from tests.checkpoints import write_configs
 from tests.flash_checkpoints import FLASH_TINY, write_flash_checkpoint
 from tests.machines import CONTEXT, config_of, model_of, read_machine, recommended
 from tests.running import json_of, phi4local
+from tests.shapes import PHI4_TINY
 from ui.builds import model_entries
 
 GIB = 1 << 30
@@ -242,12 +252,7 @@ def folder(tmp_path: Path) -> Path:
     from mlx.utils import tree_flatten
     from mlx_lm.utils import quantize_model
 
-    from tests.checkpoints import write_configs
-    from tests.shapes import PHI4_TINY
-
     write_configs(tmp_path, PHI4_TINY)
-    from quant.config import read_config
-
     model = model_of_mlx(read_config(tmp_path))
     quantize_model(model, {}, 32, 4)
     core.save_safetensors(
@@ -271,3 +276,116 @@ def test_a_damaged_folder_is_a_row_that_says_so(folder: Path) -> None:
     row = folder_row(Asked(PHI, 1, "f16", Ground((Room(HOST, GIB, GIB),)), "x"), "mlx-4bit", folder)
     assert (row.where, row.installed) == ("none", True)
     assert "truncated" in row.note
+
+
+# -- folders that were made elsewhere, and what is offered
+
+
+def ground(free_bytes: int, *, metal_bytes: int = 0) -> Ground:
+    metal = (Room("MTL0", 64 * GIB, metal_bytes, shares_main=True),) if metal_bytes else ()
+    return Ground((Room(HOST, 64 * GIB, free_bytes), *metal))
+
+
+def write_plain(folder: Path, dtype: str, *, without: str = "") -> Config:
+    """A folder that says what it is, with tensors of zeros; its shape."""
+    write_configs(folder, PHI4_TINY)
+    config = read_config(folder)
+    header, end = {}, 0
+    for name, shape in tensor_shapes(config).items():
+        if name != without:
+            begin, end = end, end + int(np.prod(shape)) * (4 if dtype == "F32" else 2)
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
+    return config
+
+
+@pytest.mark.parametrize(("dtype", "item_bytes"), [("BF16", 2), ("F16", 2), ("F32", 4)])
+def test_a_float32_folder_computes_in_float32(dtype: str, item_bytes: int, tmp_path: Path) -> None:
+    config = write_plain(tmp_path, dtype)
+    row = folder_row(Asked(config, 512, "f16", ground(64 * GIB), "x"), "mlx-4bit", tmp_path)
+    use = row.total
+    assert row.where == "cpu"
+    assert use.kv_bytes == kv_bytes(config, 512) * item_bytes // 2
+    assert use.compute_bytes == compute_bytes(config, 512, fused=False, item_bytes=item_bytes)
+    flash = model_of("phi-4-mini-flash-reasoning").flash
+    assert flash
+    assert kv_bytes(flash, 512, "f16", item_bytes) == kv_bytes(flash, 512) * item_bytes // 2
+
+
+def test_a_folder_without_its_weights_does_not_fit(tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    config = write_plain(tmp_path, "BF16", without=name)
+    asked = Asked(config, 512, "f16", ground(64 * GIB), "x")
+    row = folder_row(asked, "mlx-4bit", tmp_path)
+    assert (row.where, row.memory, row.installed) == ("none", {}, True)
+    assert row.note == f"Weights are missing, such as `{name}`"
+    (tmp_path / "model.safetensors").unlink()
+    row = folder_row(asked, "mlx-4bit", tmp_path)
+    assert (row.where, row.note) == ("none", "It holds no weights")
+
+
+@pytest.mark.parametrize("metal_bytes", [0, 10 * GIB])
+@pytest.mark.parametrize("build", ["mlx-4bit", "mlx-3bit"])
+def test_the_context_that_is_offered_is_the_largest_that_fits(build: str, metal_bytes: int) -> None:
+    """On a processor the buffers of attention grow with the context, too."""
+    asked = Asked(PHI, 16384, "f16", ground(int(10.5 * GIB), metal_bytes=metal_bytes), "phi-4")
+
+    def fits(context: int) -> bool:
+        (row,) = mlx_rows(replace(asked, context=context), [build], {})
+        return row.where != "none"
+
+    assert not fits(16384)
+    context = int(mlx_offer(asked, [build], {}).removeprefix("--context "))
+    assert (fits(context), fits(context + 2560)) == (True, False)
+
+
+def test_a_cache_that_mlx_has_is_offered() -> None:
+    asked = Asked(MINI, 4096, "q5_0", ground(32 * GIB), "phi-4-mini")
+    assert mlx_offer(asked, ["mlx-4bit"], {}) == "--kv q8_0 --context 4096"
+    flash = model_of("phi-4-mini-flash-reasoning").flash
+    assert flash
+    assert mlx_offer(replace(asked, config=flash), ["mlx-4bit"], {}) == "--kv f16 --context 4096"
+    assert mlx_offer(replace(asked, ground=ground(2 * GIB)), ["mlx-8bit"], {}) == ""
+
+
+def test_the_hint_has_a_cache_that_mlx_has(home: Path) -> None:
+    arguments = ("phi-4-mini:mlx-2bit", "--context", "1024")
+    if json_of(phi4local("fit", *arguments, "--json"))["recommended"] is None:
+        pytest.skip("too little memory is free here")
+    told = phi4local("fit", *arguments, "--kv", "q5_0")
+    assert (told.returncode, told.stderr.count("hint:")) == (0, 1)
+    assert "hint: phi4local fit phi-4-mini:mlx-2bit --kv q8_0 --context 1024" in told.stderr
+
+
+def test_what_mlx_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = read_machine("mac-64gb").report
+    (card,) = report.gpus
+    usable = fit.main_room(report.memory).usable_bytes
+    for system, limit, expected in (
+        ("linux", GIB, usable),
+        ("darwin", 12 * GIB, int(11.25 * GIB)),
+        ("darwin", 64 * GIB, usable),
+    ):
+        told = replace(report, gpus=(replace(card, shared_bytes=limit),))
+        monkeypatch.setattr(fit_mlx.sys, "platform", system)
+        monkeypatch.setattr(fit_mlx, "probe", lambda _folder, told=told: told)
+        monkeypatch.setattr(fit_mlx, "probe_memory", lambda: report.memory)
+        assert mlx_room_bytes() == expected
+
+
+def test_where_only_a_folder_that_is_here_fits_it_is_taken(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "x-mlx-4bit"
+    folder.mkdir()
+    write_plain(folder, "BF16")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"quantization": {"bits": 4, "group_size": 64}}))
+    source = {"repo": "", "revision": "", "files": []}
+    write_manifest(folder, Manifest("x", "mlx-4bit", "mlx", 1, "", 4.5, {}, [], source, "", {}, ""))
+    place = Placement("none", 0, {HOST: Use(65 * GIB)}, GIB)
+    large = Surveyed("Q8_0", 65 * GIB, 512, 4096, place, 0, Work(1, {}, {}))
+    found = Survey(read_machine("mac-64gb").engine, ground(64 * GIB).rooms, (large,), (), None)
+    monkeypatch.setattr(fit, "survey", lambda *_: found)
+    assert fit.fit_files({"Q8_0": tmp_path / "x.gguf", "mlx-4bit": folder}, 512, "f16").build == "mlx-4bit"

@@ -213,7 +213,7 @@ def test_made_while_the_weights_arrive(
     shutil.copytree(weights, tmp_path / "hub/acme/phi-4-tiny")
     target = tmp_path / "out"
     with Hub(tmp_path / "hub") as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)  # read when it was imported
         work = _arriving(target)
         while (event := next(work)).stage != "build" or event.done_bytes < 0.7 * event.total_bytes:
             pass

@@ -159,7 +159,11 @@ def test_making_needs_mlx_and_getting_does_not(user: Client, tmp_path: Path) -> 
     refused = get(user, source="official", **without)
     assert refused.returncode == 7
     assert "pip install 'phi4local[mlx]'" in refused.stderr
-    assert json_of(get(user, **without))["format"] == "mlx"
+    pulled = get(user, **without)
+    assert json_of(pulled)["format"] == "mlx"
+    assert pulled.stderr.count("is not installed: pip install 'phi4local[mlx]'") == 1
+    assert pulled.stderr.index("is not installed") < pulled.stderr.index("Pulling")
+    assert "not installed" not in get(user, **without).stderr
 
 
 # -- bad days
@@ -255,6 +259,23 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_byte(hub: Hub, tmp_pa
         assert refused.returncode == 6
         assert "needed" in refused.stderr
         assert (hub.sent_bytes(), json_of(user.run("list", "--json"))) == (0, [])
+        assert not [path for path in folder_of(user).parent.iterdir() if not path.name.endswith(".lock")]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_one_small_file_is_repaired_on_a_disk_that_is_nearly_full(hub: Hub, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = sum((hub.root / MLX / name).stat().st_size for name in [*SMALL, *SHARDS])
+    options = f"size={round(1.6 * size)}"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        user = client(hub, disk / "home", catalog(repository=MLX))
+        json_of(get(user))
+        (folder_of(user) / "config.json").write_text("{}")
+        check_whole(user, hub, json_of(get(user)))
     finally:
         subprocess.run(["umount", disk], check=True)
 

@@ -139,19 +139,48 @@ def test_too_large_for_its_dtype(tmp_path: Path) -> None:
 
 
 def test_other_dtypes_are_cast_as_mlx_lm_casts(mlx_lm: MlxProcess, tmp_path: Path) -> None:
-    """The config's `torch_dtype` decides; where it has none, the weights keep theirs."""
+    """The config's `torch_dtype` decides between the types of 16 bits."""
     shape = dataclasses.replace(shapes.PHI4_TINY, dtype="float32", layers=1)
     folder = write_checkpoint(tmp_path / "f32", shape)
     config = json.loads((folder / "config.json").read_bytes())
     (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "float16"}))
     mlx_lm.convert(folder, tmp_path / "cast", BUILDS["mlx-4bit"])
     make(mlx_lm, folder, "mlx-4bit", tmp_path / "cast-ours")
-    del config["torch_dtype"]
-    (folder / "config.json").write_text(json.dumps(config))
-    mlx_lm.convert(folder, tmp_path / "kept", BUILDS["mlx-mxfp4"])
-    make(mlx_lm, folder, "mlx-mxfp4", tmp_path / "kept-ours")
     assert tensors(tmp_path / "cast-ours") == tensors(tmp_path / "cast")
-    assert tensors(tmp_path / "kept-ours") == tensors(tmp_path / "kept")
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
+    for build in ("mlx-4bit", "mlx-mxfp4", "mlx-bf16"):
+        mlx_lm.convert(folder, tmp_path / build, BUILDS[build])
+    for number, stated in enumerate(({"torch_dtype": "float32"}, {"dtype": "float32"}, {})):
+        bare = {key: value for key, value in config.items() if key != "torch_dtype"}
+        (folder / "config.json").write_text(json.dumps(bare | stated))
+        for build in ("mlx-4bit", "mlx-mxfp4", "mlx-bf16"):
+            ours = tmp_path / f"{build}-{number}"
+            make(mlx_lm, folder, build, ours)
+            assert tensors(ours) == tensors(tmp_path / build)
+            made = json.loads((ours / "config.json").read_bytes())
+            assert made[next(iter(stated), "torch_dtype")] == "bfloat16"
+
+
+def test_a_build_of_32_bits_is_none(mlx_lm: MlxProcess, tmp_path: Path) -> None:
+    """By its name mlx-bf16 is bfloat16, whatever the source; quantized builds keep float16."""
+    for dtype in ("float32", "float16"):
+        shape = dataclasses.replace(shapes.PHI4_TINY, dtype=dtype, layers=1)
+        folder = write_checkpoint(tmp_path / dtype, shape)
+        whole, packed = (plan(mlx_lm, folder, build) for build in ("mlx-bf16", "mlx-4bit"))
+        assert (whole.bits_per_weight, whole.type_counts.keys()) == (16, {"BF16"})
+        assert packed.type_counts.keys() == {"4-bit", "F16" if dtype == "float16" else "BF16"}
+        told = [(repair.before, repair.after) for repair in whole.repairs if repair.key == "config.json torch_dtype"]
+        assert told == [(dtype, "bfloat16")]
+
+
+def test_flash_of_32_bits_keeps_what_must_stay(mlx_lm: MlxProcess, tmp_path: Path) -> None:
+    folder = write_flash_checkpoint(tmp_path / "flash", FLASH_TINY)
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "float32"}))
+    make(mlx_lm, folder, "mlx-bf16", tmp_path / "mlx")
+    source, made = tensors(folder), tensors(tmp_path / "mlx")
+    assert {name: one[0] for name, one in made.items()} == {name: one[0] for name, one in source.items()}
+    assert "torch_dtype" not in str(plan(mlx_lm, write_flash_checkpoint(folder, FLASH_TINY), "mlx-4bit").repairs)
 
 
 def test_the_plan_of_the_real_model(mlx_lm: MlxProcess, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quant.mlx_repair import Folder, finished_files, mended_folder
+from quant.mlx_repair import Folder, finished_files, in_16_bits, mended_folder
 from quant.repair import PHI4_TEMPLATE
 from quant.source import read_source
 from tests import shapes
@@ -112,6 +112,35 @@ def test_nothing_names_code_or_a_place(tmp_path: Path) -> None:
         assert "auto_map" not in folder.values[name]
         assert changes(folder)[f"{name} auto_map"][1] == "none"
     assert "_name_or_path" not in folder.config
+
+
+def test_an_empty_map_names_no_code(tmp_path: Path) -> None:
+    empty = {"auto_map": {}}
+    folder = mended(write(tmp_path / "w", shapes.MINI_TINY, config=empty, tokenizer_config=empty))
+    assert not any("auto_map" in repair.key for repair in folder.repairs)
+    assert not any("auto_map" in folder.values[name] for name in ("config.json", "tokenizer_config.json"))
+
+
+def test_16_bits(tmp_path: Path) -> None:
+    """What a source says of its type, its tensors' types, and what becomes of both."""
+    cases: list[tuple[dict[str, Any], str, tuple[Any, ...] | None]] = [
+        ({"torch_dtype": "float32"}, "F32", ("torch_dtype", "float32", "bfloat16")),
+        ({"dtype": "float32"}, "BF16", ("dtype", "float32", "bfloat16")),
+        ({}, "F32", ("torch_dtype", None, "bfloat16")),
+        ({"dtype": "float16"}, "F16", None),
+        ({"torch_dtype": "bfloat16"}, "F32", None),
+        ({}, "F16", None),
+    ]
+    for number, (stated, dtype, wanted) in enumerate(cases):
+        source = write(tmp_path / str(number), shapes.MINI_TINY, config={"torch_dtype": None} | stated)
+        folder, _ = in_16_bits(mended(source), {"a": dtype, "layers.0.D": "F32"}, is_whole=False)
+        told = [
+            (repair.key.split()[1], repair.before, repair.after) for repair in folder.repairs if "dtype" in repair.key
+        ]
+        assert told == ([wanted] if wanted else [])
+        assert {key: folder.config.get(key) for key in stated} == (
+            stated if wanted is None else dict.fromkeys(stated, "bfloat16")
+        )
 
 
 def test_a_class_that_older_versions_do_not_know(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from phi4local.actions import quantize as action
 from phi4local.actions.prune import prune
 from phi4local.actions.quantize import plan_build, quantize
 from phi4local.actions.verify import Verdict, verify
-from phi4local.errors import FormatError, UsageError
+from phi4local.errors import FormatError, NotFound, UsageError
 from phi4local.files import take_lock
-from phi4local.store import build_path, builds, find, is_complete, is_own, manifest_path, read_manifest, remove
+from phi4local.store import build_path, builds, find, is_complete, manifest_path, own_bytes, read_manifest, remove
 from quant.journal import aside_path, journal_path, lock_path, partial_path
 from quant.plan import Plan
 from tests.mlx_process import MlxProcess
@@ -109,7 +109,7 @@ def test_a_manifest_that_names_foreign_files_is_damaged(folder: Path) -> None:
 
 def test_removing_frees_it(folder: Path) -> None:
     build = find(LABEL)
-    assert is_own(build)
+    assert own_bytes(build) == build.manifest.bytes
     partial_path(folder).mkdir()
     (partial_path(folder) / "x").write_bytes(b"x")
     freed = json_of(phi4local("remove", LABEL, "--json"))["freed_bytes"]
@@ -117,12 +117,44 @@ def test_removing_frees_it(folder: Path) -> None:
     assert not folder.parent.exists()
 
 
+def test_removing_what_is_damaged_tells_what_it_freed(folder: Path, tmp_path: Path) -> None:
+    lost = (folder / "config.json").stat().st_size
+    (folder / "config.json").unlink()
+    (folder / ".cache").mkdir()  # a folder has two links
+    os.link(folder / "tokenizer.json", tmp_path / "kept")
+    wanted = find(LABEL, missing=True).manifest.bytes - lost - (tmp_path / "kept").stat().st_size
+    assert json_of(phi4local("remove", LABEL, "--json"))["freed_bytes"] == wanted
+    assert not folder.parent.exists()
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(NotFound, match=r"`config\.json` of phi-4-tiny:mlx-4bit is missing") as error:
+        find(LABEL)
+    assert f"verify {LABEL}" in error.value.hint
+    shutil.rmtree(folder)
+    with pytest.raises(NotFound, match="is gone"):
+        find(LABEL)
+
+
+def test_all_builds_of_a_model_are_named(folder: Path) -> None:
+    for build in ("mlx-2bit", "mlx-mixed-3-6"):
+        other = build_path("phi-4-tiny", build)
+        shutil.copytree(folder, other)
+        values = json.loads(manifest_path(folder).read_bytes())
+        manifest_path(other).write_text(json.dumps(values | {"build": build}))
+    with pytest.raises(NotFound) as error:
+        find("phi-4-tiny:mlx-mixed-3-4")
+    near = [f"phi-4-tiny:mlx-{build}" for build in ("mixed-3-6", "2bit", "4bit")]
+    assert error.value.hint == f"There is {', '.join(near)}"
+
+
 def test_what_is_linked_is_not_freed(folder: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     folder.rename(elsewhere)
     folder.symlink_to(elsewhere)
     build = find(LABEL)
-    assert not is_own(build)
+    assert own_bytes(build) == 0
     remove(build)
     assert builds() == []
     assert (elsewhere / "model.safetensors").exists()
@@ -166,6 +198,50 @@ def test_only_a_build_is_replaced(planned: Plan, folder: Path, tmp_path: Path) -
     empty = tmp_path / "empty"
     empty.mkdir()
     assert finish(quantize(planned, empty, force=False))[0].path == empty
+
+
+def test_a_folder_inside_a_build(planned: Plan, folder: Path, tmp_path: Path) -> None:
+    """In the store all is ours; elsewhere it may be somebody's."""
+    outside = tmp_path / "outside"
+    shutil.copytree(folder, outside)
+    for place in (folder, outside):
+        (place / ".cache").mkdir()
+        (place / "config.json").write_text('{"quantization": {}}')
+    assert finish(quantize(planned, folder, force=True))[1]
+    assert not (folder / ".cache").exists()
+    with pytest.raises(UsageError, match=r"holds the folder `\.cache`"):
+        finish(quantize(planned, outside, force=True))
+    assert (outside / ".cache").is_dir()
+
+
+def test_where_out_leads(planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    assert action.target_of(planned, link) == real
+    assert action.target_of(planned, tmp_path / "x/..") == tmp_path
+    with pytest.raises(UsageError) as error:
+        action.target_of(planned, Path("/"))
+    assert error.value.hint == "--out /phi-4-tiny-mlx-4bit"
+    with pytest.raises(UsageError) as error:
+        action.target_of(planned, Path("foo.gguf"))
+    assert error.value.hint == "--out foo"
+    monkeypatch.chdir(link)
+    before = real.stat().st_ino
+    with pytest.raises(UsageError, match="the folder that you are in") as error:
+        finish(quantize(planned, action.target_of(planned, Path()), force=True))
+    assert "--out phi-4-tiny-mlx-4bit" in error.value.hint
+    assert (real.stat().st_ino, list(real.iterdir()), link.is_symlink()) == (before, [], True)
+    made, _ = finish(quantize(planned, action.target_of(planned, Path("phi-4-tiny-mlx-4bit")), force=False))
+    assert made.path == real / "phi-4-tiny-mlx-4bit"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_a_folder_in_which_nothing_can_be_made(tiny: Path) -> None:
+    for out, build in (("/proc/y.gguf", "Q4_0"), ("/proc/y", "mlx-4bit")):
+        refused = phi4local("quantize", tiny, "--to", build, "--out", out)
+        assert (refused.returncode, "Traceback" in refused.stderr) == (1, False)
+        assert "/proc/y" in refused.stderr
 
 
 def test_a_planted_link_is_not_followed(planned: Plan, home: Path, tmp_path: Path) -> None:

@@ -77,3 +77,22 @@ def folder_template(folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text(encoding="utf-8")) | {"chat_template": PHI4_TEMPLATE}
     path.write_text(json.dumps(values), encoding="utf-8")
+
+
+def test_a_text_is_neither_cut_nor_filled_up(tmp_path: Path) -> None:
+    """As a tokenizer.json asks for that was saved in the middle of a training."""
+    fixed = tmp_path / "folder"
+    shutil.copytree(nano_folder(), fixed)
+    expected = ids(FOLDER_IDS, fixed)
+    values = json.loads((fixed / "tokenizer.json").read_text(encoding="utf-8"))
+    values["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    values["padding"] = {
+        "strategy": {"Fixed": 64},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "!",
+    }
+    (fixed / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
+    assert ids(FOLDER_IDS, fixed) == expected

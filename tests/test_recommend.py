@@ -111,7 +111,7 @@ def test_nothing_that_fits_beats_what_is_recommended(builds: list[BuildFit]) -> 
 
 
 def test_what_cannot_run_here_is_never_recommended() -> None:
-    mlx = replace(row("mlx-8bit", "gpu", 16), format="mlx")
+    mlx = replace(row("mlx-8bit", "gpu", 16), format="mlx", is_astray=True)
     broken = BuildFit("Q8_0", "gguf", 0, {}, "none", note="a row of 1 weights")
     worst = row("Q2_K", "cpu", 5)
     assert chosen(mlx, broken, worst) == "Q2_K"
@@ -174,6 +174,18 @@ def test_where_mlx_is_astray_it_is_taken_only_when_nothing_else_was_asked_about(
     assert worth_a_row([astray]) == [astray]
     assert worth_a_row([astray, slow := row("Q2_K", "cpu", 5)]) == [slow]
     assert worth_a_row([replace(astray, installed=True), slow]) == [replace(astray, installed=True), slow]
+
+
+def test_where_no_gguf_fits_mlx_may() -> None:
+    large, broken = row("Q2_K", "none", 6, short_gib=1), BuildFit("Q8_0", "gguf", 0, {}, "none", note="damaged")
+    mlx = [mlx_row("mlx-2bit", 5), mlx_row("mlx-3bit", 5.5), replace(mlx_row("mlx-4bit", 8), where="none")]
+    for gguf in ([large], [broken], [large, broken]):
+        found = recommend([*gguf, *mlx], 4096, "phi-4")
+        assert found.build == "mlx-3bit"
+        assert found.why.endswith("(5.50 GiB); mlx-4bit would need 8.00 GiB")
+        astray = [replace(one, is_astray=True) for one in mlx]
+        assert recommend([*gguf, *astray], 4096, "phi-4").build is None
+        assert recommend([*gguf, mlx[2]], 4096, "phi-4") == recommend(gguf, 4096, "phi-4")
 
 
 REASONS = [

@@ -21,6 +21,7 @@ from phi4local.files import publish, take_lock
 from phi4local.foreign import Found, Place, find_foreign, place, shown
 from phi4local.settings import models_folder
 from phi4local.store import Build, Manifest, build_path, builds, is_there, manifest_of, read_manifest, write_manifest
+from quant import mlx
 from quant.check import hashing
 from quant.ggml import BUILDS
 from quant.gguf import Header
@@ -109,6 +110,12 @@ def mended_from(build: Build) -> str | None:
 
 
 def _read(path: Path) -> Header:
+    if mlx.is_mlx_folder(path):
+        opened = path if path.is_absolute() else f"./{path}"  # with a separator it is no model's name
+        raise UsageError(
+            f"`{path}` is an MLX folder; import takes GGUF files",
+            hint=f"It needs no import: `phi4local chat {opened}` opens it where it is",
+        )
     if path.is_dir():
         raise UsageError(f"`{path}` is a folder", hint=f"If it holds weights: phi4local quantize {path} --to Q4_K_M")
     try:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from hardware.probe import probe_memory
 from phi4local.actions.lookup import builds_of, file_at, is_path
-from phi4local.actions.model_files import check_files, is_folder, own_sampling, size_bytes
+from phi4local.actions.model_files import check_files, is_folder, own_sampling
 from phi4local.backends import open_engine
-from phi4local.backends.load_settings import Budget
+from phi4local.backends.load_settings import Budget, whole_context
 from phi4local.backends.mlx_folder import needed, read_folder
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.backends.survey import Question, Wanted, survey
@@ -22,8 +22,9 @@ from phi4local.engine import DEFAULT_CONTEXT_TOKENS, Engine, GenerationOptions
 from phi4local.errors import DoesNotFit, FormatError, Phi4LocalError
 from phi4local.fit import HOST
 from phi4local.measured import keep_load
+from phi4local.printing import printable
 from phi4local.settings import state_folder
-from phi4local.store import Build
+from phi4local.store import Build, is_complete
 from phi4local.units import memory as memory_text
 
 
@@ -71,8 +72,8 @@ def open_model(name: str | None, *, context_tokens: int | None = None, kv_type: 
 
 def open_located(located: Located, *, context_tokens: int | None = None, kv_type: str = "f16") -> Opened:
     """Load a file where it fits best into what is free now, and remember what that took."""
-    check_files(located.path)
     _check_size(located.path, located.stored)
+    check_files(located.path)
     try:
         engine = open_engine(
             located.path,
@@ -95,8 +96,8 @@ def _budget() -> Budget:
 
 def check_room(located: Located, replaced: Engine, *, context_tokens: int | None, kv_type: str) -> None:
     """Whether a file can be loaded once another engine, still open, is closed (the errors of `open_model`)."""
-    check_files(located.path)
     _check_size(located.path, located.stored)
+    check_files(located.path)
     given, wish = given_back(replaced), Wish(context_tokens, kv_type)
     short, takes = (_folder_lack if is_folder(located.path) else _file_lack)(located, given, wish)
     if short:
@@ -128,13 +129,13 @@ def _file_lack(located: Located, given: dict[str, int], wish: Wish) -> tuple[int
 
 
 def _folder_lack(located: Located, given: dict[str, int], wish: Wish) -> tuple[int, int]:
-    """The same for an MLX folder, by arithmetic; main memory is what Metal has too."""
-    from phi4local.actions.fit import main_room
+    """The same for an MLX folder, by arithmetic."""
+    from phi4local.actions.fit_mlx import mlx_room_bytes
 
     folder = read_folder(located.path)
     context = wish.context_tokens or min(folder.trained_tokens, DEFAULT_CONTEXT_TOKENS)
-    takes = needed(folder, wish.kv_type, context).total_bytes
-    return max(0, takes - main_room(probe_memory()).usable_bytes - sum(given.values())), takes
+    takes = needed(folder, wish.kv_type, whole_context(context)).total_bytes
+    return max(0, takes - mlx_room_bytes() - sum(given.values())), takes
 
 
 def given_back(engine: Engine) -> dict[str, int]:
@@ -175,8 +176,8 @@ def locate(
     `replaced` will be closed before it is loaded.
     """
     if name and is_path(name):
-        path = file_at(Path(name))
-        return Located(path.name, str(path.absolute()), path.name, path)
+        path = file_at(Path(name)).absolute()
+        return Located(printable(path.name), str(path), printable(path.name), path)
     choices = builds_of(name)
     if len(choices) == 1:
         return _located(choices[0], "")
@@ -194,10 +195,10 @@ def _located(build: Build, why: str) -> Located:
 
 def _check_size(path: Path, build: Build | None) -> None:
     """A cheap look at every load; `verify` is the thorough one."""
-    if build and (found := size_bytes(path)) != build.manifest.bytes:
+    if build and not is_complete(build):
+        again = f"pull {build.label}" if find_model(build.manifest.name) else f"verify {build.label}"
         raise FormatError(
-            f"`{path.name}` has {found} bytes, its manifest says {build.manifest.bytes}",
-            hint=f"phi4local pull {build.label}",
+            f"`{path.name}` has not the {build.manifest.bytes} bytes that its manifest says", hint=f"phi4local {again}"
         )
 
 

@@ -12,7 +12,15 @@ from pathlib import Path
 
 from hardware.probe import probe, probe_memory
 from hardware.report import EngineBuild, Memory, Report
-from phi4local.actions.fit_mlx import Asked, folder_row, ground_of, mlx_rows, possible_builds, shape_of_folder
+from phi4local.actions.fit_mlx import (
+    Asked,
+    folder_row,
+    ground_of,
+    mlx_offer,
+    mlx_rows,
+    possible_builds,
+    shape_of_folder,
+)
 from phi4local.actions.probe import Machine, missing
 from phi4local.backends.safe_mode import machine_and_build
 from phi4local.backends.survey import Question, Survey, Surveyed, Wanted, survey
@@ -95,7 +103,7 @@ def fit(name: str, *, context: int | None = None, kv_type: str = "f16", replaced
         raise found.problems[0][1]
     answer = _fit(subject, report, found, measured, question)
     if answer.recommendation.build is None:
-        return replace(answer, offer=_offer(question, answer))
+        return replace(answer, offer=_offer(subject, question, answer))
     return answer
 
 
@@ -118,7 +126,8 @@ def fit_files(
             with contextlib.suppress(Phi4LocalError):  # a damaged one is not to be chosen
                 shape = shape_of_folder(path)
                 asked = asked or min(DEFAULT_CONTEXT_TOKENS, shape.context)
-                rows.append(folder_row(Asked(shape, asked, kv_type, ground, name, known), build, path))
+                row = folder_row(Asked(shape, asked, kv_type, ground, name, known), build, path)
+                rows.append(replace(row, is_astray=False))  # it is here, and runs
     return recommend(rows, asked)
 
 
@@ -139,10 +148,10 @@ def main_room(memory: Memory) -> Room:
 
 def find_subject(name: str) -> Subject:
     """What the user means (NotFound, FormatError, UsageError)."""
-    if name.endswith(".gguf") and (os.path.isfile(name) or "/" in name):  # noqa: PTH113  never raises
-        return _file(Path(name))
     if "/" in name and os.path.isdir(name):  # noqa: PTH112  never raises
         return _folder(Path(name))
+    if name.endswith(".gguf") and (os.path.isfile(name) or "/" in name):  # noqa: PTH113  never raises
+        return _file(Path(name))
     title, _, build = name.partition(":")
     stored, model = builds(), find_model(title)
     names = {title.lower(), model.name if model else title.lower()}
@@ -202,14 +211,25 @@ def _file(path: Path) -> Subject:
 
 
 def _stored(name: str, files: dict[str, Path], folders: dict[str, Path]) -> Subject:
-    """A model that only the store knows: its shape is read from one of its builds."""
-    if not files:
-        shape = shape_of_folder(next(iter(folders.values())))
-        config = shape if isinstance(shape, Config) else None
-        return Subject(name.lower(), config, 0, {}, shape=shape, folders=folders)
-    header = read_model_header(next(iter(files.values())))
-    known = config_of(header)
-    return Subject(name.lower(), known, header.data_offset, files, shape=known, folders=folders)
+    """A model that only the store knows: its shape is read from the first of its builds that can be read."""
+    problems: list[Phi4LocalError] = []
+    for path in (*files.values(), *folders.values()):
+        try:
+            known, header_bytes = _shape_of(path)
+        except Phi4LocalError as error:
+            problems.append(error)
+            continue
+        config = known if isinstance(known, Config) else None
+        return Subject(name.lower(), config, header_bytes, files, shape=known, folders=folders)
+    raise problems[0]
+
+
+def _shape_of(path: Path) -> tuple[Shape | None, int]:
+    """The shape of the model in a build, and what a GGUF's header takes (NotFound, FormatError)."""
+    if path.is_dir():
+        return shape_of_folder(path), 0
+    header = read_model_header(path)
+    return config_of(header), header.data_offset
 
 
 def wanted_builds(subject: Subject) -> tuple[Wanted, ...]:
@@ -320,11 +340,21 @@ def bandwidths(report: Report, engine: EngineBuild) -> dict[str, int]:
     return found
 
 
-def _offer(question: Question, answer: Fit) -> str:
-    """Arguments with which the smallest build fits: a smaller KV type first, then a smaller context."""
+def _offer(subject: Subject, question: Question, answer: Fit) -> str:
+    """Arguments with which something fits, where there are any: a GGUF if it can be, else an MLX build."""
     told = [row for row in answer.builds if row.memory and row.format == "gguf"]
-    if not told:
-        return _shorter(answer)
+    found = _smaller(question, answer, told) if told else ""
+    if found or subject.shape is None:
+        return found
+    ground = ground_of(answer.machine.report, answer.rooms)
+    if any(row.format == "gguf" for row in answer.builds) and not ground.is_metal:
+        return ""
+    asked = Asked(subject.shape, answer.context, answer.kv_type, ground, subject.key or subject.name)
+    return mlx_offer(asked, subject.mlx_builds, subject.folders)
+
+
+def _smaller(question: Question, answer: Fit, told: Sequence[BuildFit]) -> str:
+    """Arguments with which the smallest GGUF fits: a smaller KV type first, then a smaller context."""
     smallest = min(told, key=lambda row: row.file_bytes)
     wanted = tuple(one for one in question.builds if one.build == smallest.build)
     small_types = ["q8_0"] if answer.kv_type in ("f16", "f32") else []
@@ -339,15 +369,3 @@ def _offer(question: Question, answer: Fit) -> str:
             fitting = min(answer.context, found[0].most_context)
             return f"{'' if kv_type == 'f16' else f'--kv {kv_type} '}--context {fitting}"
     return ""
-
-
-def _shorter(answer: Fit) -> str:
-    """A context with which the smallest MLX build fits, where there is one."""
-    large = [row for row in answer.builds if row.format == "mlx" and row.short_bytes]
-    smallest = min(large, key=lambda row: row.file_bytes, default=None)
-    if smallest is None:
-        return ""
-    token_bytes = smallest.total.kv_bytes // answer.context
-    fitting = answer.context - int(smallest.short_bytes / OFFERED_SHARE / token_bytes) - 1
-    fitting = fitting // LEAST_CONTEXT * LEAST_CONTEXT
-    return f"--context {fitting}" if fitting > 0 else ""

@@ -7,27 +7,41 @@ Metal may use: a Mac whose wired memory grows past that can stop as a whole.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hardware.probe import probe, probe_memory
 from hardware.report import Gpu, Report
 from phi4local.backends import mlx_ask
 from phi4local.errors import Phi4LocalError
-from phi4local.fit import UNKNOWN_BYTES, Memory, Placement, Room, Use, most_context, overflow
+from phi4local.fit import (
+    LEAST_CONTEXT,
+    OFFERED_SHARE,
+    UNKNOWN_BYTES,
+    Memory,
+    Placement,
+    Room,
+    Use,
+    most_context,
+    overflow,
+)
 from phi4local.recommend import BuildFit
+from phi4local.settings import home_folder
 from phi4local.speed import Benchmark, corrected, mlx_place_of, predict_streaming
 from phi4local.units import memory as memory_text
 from quant.config import Config, config_of, read_values
 from quant.flash import FLASH_ARCHITECTURE, read_flash_config
-from quant.mlx import BUILDS, KV_BITS
-from quant.mlx_size import Shape, compute_bytes, is_possible, kv_bytes, read_share, weights_bytes
-from quant.safetensors import read_shard
+from quant.mlx import BUILDS, ITEM_BYTES, KV_BITS
+from quant.mlx_size import Shape, compute_bytes, is_possible, kv_bytes, read_share, tensor_shapes, weights_bytes
+from quant.safetensors import Record, read_shard
 
 ELSEWHERE = "on the processor only, slowly: Apple Silicon is what MLX is for"
 INSTALL = f"not installed yet: {mlx_ask.INSTALL}"
 _STEP = 256  # the engine rounds a context up to this
 _EMBEDDING = "model.embed_tokens."
+_NORM = "model.layers.0.input_layernorm.weight"  # never quantized: stored as the model computes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +95,15 @@ def ground_of(report: Report | None, rooms: Sequence[Room]) -> Ground:
     return Ground((rooms[0], metal), apple.bandwidth_bytes_per_second)
 
 
+def mlx_room_bytes() -> int:
+    """What MLX may use here now: of the main memory, and on Apple Silicon of what Metal may use of it, the smaller."""
+    from phi4local.actions.fit import main_room  # which imports this module
+
+    report = probe(home_folder()) if sys.platform == "darwin" else None
+    main = main_room(report.memory if report else probe_memory())
+    return min(room.usable_bytes for room in ground_of(report, [main]).rooms)
+
+
 def shape_of_folder(path: Path) -> Shape:
     """The shape of the model in a folder (NotFound, FormatError)."""
     values = read_values(path)
@@ -99,15 +122,54 @@ def folder_row(asked: Asked, name: str, path: Path) -> BuildFit:
     """By the headers of its files; what cannot be read takes no memory and says why."""
     try:
         size_bytes = sum(file.stat().st_size for file in path.iterdir())
-        records = [record for file in sorted(path.glob("*.safetensors")) for record in read_shard(file).records]
+        records = [record for file in sorted(path.glob("model*.safetensors")) for record in read_shard(file).records]
     except Phi4LocalError as error:
         return BuildFit(name, "mlx", 0, {}, "none", installed=True, note=error.message)
     except OSError as error:
         return BuildFit(name, "mlx", 0, {}, "none", installed=True, note=f"It cannot be read: {error.strerror}")
+    if missing := _missing(asked.config, records):
+        return BuildFit(name, "mlx", size_bytes, {}, "none", installed=True, note=missing)
     weights = sum(record.size_bytes for record in records)
+    item_bytes = next((4 for record in records if record.name == _NORM and record.dtype == "F32"), ITEM_BYTES)
     table = sum(record.size_bytes for record in records if record.name.startswith(_EMBEDDING))
-    found = _placed(asked, name, weights, weights - (0 if asked.config.tied else table))
+    found = _placed(asked, name, weights, weights - (0 if asked.config.tied else table), item_bytes)
     return replace(found, file_bytes=size_bytes, installed=True)
+
+
+def _missing(config: Shape, records: Sequence[Record]) -> str:
+    """What a folder lacks of its model, in words; nothing where all tensors are there."""
+    if not records:
+        return "It holds no weights"
+    names = {record.name for record in records}
+    lost = next((name for name in tensor_shapes(config) if name not in names), None)
+    return f"Weights are missing, such as `{lost}`" if lost else ""
+
+
+def kv_types(config: Shape) -> tuple[str, ...]:
+    """The types that MLX can keep a model's cache in, the largest first."""
+    return tuple(KV_BITS) if isinstance(config, Config) else ("f16",)
+
+
+def mlx_offer(asked: Asked, names: Sequence[str], files: Mapping[str, Path]) -> str:
+    """Arguments with which the smallest of these builds fits, where there are any: a KV type that MLX has, a context.
+
+    Free memory is never the same twice: what is offered must still fit when the user has typed it.
+    """
+    known = kv_types(asked.config)
+    kv_type = asked.kv_type if asked.kv_type in known else "q8_0" if "q8_0" in known else "f16"
+    rooms = tuple(replace(room, free_bytes=int(room.free_bytes * OFFERED_SHARE)) for room in asked.ground.rooms)
+    least = replace(
+        asked,
+        kv_type=kv_type,
+        context=min(asked.context, LEAST_CONTEXT),
+        ground=replace(asked.ground, rooms=rooms),
+    )
+    rows = [row for row in mlx_rows(least, names, files) if row.memory]
+    smallest = min(rows, key=lambda row: row.file_bytes, default=None)
+    if smallest is None or smallest.where == "none":
+        return ""
+    is_usual = kv_type == asked.kv_type == "f16"
+    return f"{'' if is_usual else f'--kv {kv_type} '}--context {min(asked.context, smallest.most_context)}"
 
 
 def possible_builds(config: Shape) -> list[str]:
@@ -122,17 +184,17 @@ def _row(asked: Asked, name: str) -> BuildFit:
     return replace(found, file_bytes=weights)
 
 
-def _placed(asked: Asked, name: str, weights: int, read: int) -> BuildFit:
-    """Where a build with so many bytes of weights goes, and how fast it will be."""
+def _placed(asked: Asked, name: str, weights: int, read: int, item_bytes: int = ITEM_BYTES) -> BuildFit:
+    """Where a build with so many bytes of weights goes, and how fast it will be; `item_bytes` as for `kv_bytes`."""
     ground, config = asked.ground, asked.config
-    if asked.kv_type not in (KV_BITS if isinstance(config, Config) else ("f16",)):
+    if asked.kv_type not in kv_types(config):
         return BuildFit(name, "mlx", 0, {}, "none", note=f"MLX keeps no cache of type {asked.kv_type}")
     device, layers = ground.rooms[-1].device, config.layers + 1 if ground.is_metal else 0
 
     def ask(_layers: int, context: int) -> Memory:
         whole = -(-context // _STEP) * _STEP
-        compute = compute_bytes(config, whole, fused=ground.is_metal)
-        return {device: Use(weights, kv_bytes(config, whole, asked.kv_type), compute)}
+        compute = compute_bytes(config, whole, fused=ground.is_metal, item_bytes=item_bytes)
+        return {device: Use(weights, kv_bytes(config, whole, asked.kv_type, item_bytes), compute)}
 
     memory = ask(layers, asked.context)
     short = overflow(memory, ground.rooms)

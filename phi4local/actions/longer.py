@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hardware.probe import probe_memory
 from phi4local.actions.chat import Opened, given_back
 from phi4local.actions.fit import main_room
+from phi4local.actions.fit_mlx import mlx_room_bytes
 from phi4local.actions.model_files import is_folder, trained_tokens
 from phi4local.backends.mlx_folder import needed, read_folder
 from phi4local.backends.survey import Question, Surveyed, Wanted, survey
@@ -55,7 +56,7 @@ def _longer(opened: Opened, trained: int) -> Longer | str:
 def _longer_folder(opened: Opened, sizes: Sequence[int]) -> Longer | str:
     """The same by arithmetic: MLX has all layers in one place."""
     folder, kv_type = read_folder(opened.located.path), opened.engine.info.load.kv_type
-    room = main_room(probe_memory()).usable_bytes + sum(given_back(opened.engine).values())
+    room = mlx_room_bytes() + sum(given_back(opened.engine).values())
     takes = {size: needed(folder, kv_type, size).total_bytes for size in sizes}
     fitting = [size for size in sizes if takes[size] <= room]
     if fitting:

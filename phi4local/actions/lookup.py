@@ -9,6 +9,7 @@ from pathlib import Path
 from phi4local.catalog import find_model
 from phi4local.errors import NotFound, UsageError
 from phi4local.store import Build, builds, find
+from quant.config import read_values
 from quant.mlx import is_mlx_folder
 
 
@@ -21,7 +22,7 @@ def check_name(name: str) -> None:
 
 
 def is_path(name: str) -> bool:
-    return name.endswith(".gguf") or "/" in name
+    return name.endswith(".gguf") or "/" in name or name in (".", "..")
 
 
 def builds_of(name: str | None) -> list[Build]:
@@ -42,11 +43,17 @@ def _find(name: str) -> Build:
         return find(name)
     except NotFound as error:
         if os.path.isdir(name):  # noqa: PTH112  unlike Path.is_dir, never raises for what cannot be a path
-            raise NotFound(error.message, hint=_quantize(f"./{name}")) from None
+            raise NotFound(
+                error.message, hint=_open(name) if is_mlx_folder(Path(name)) else _quantize(f"./{name}")
+            ) from None
         model = find_model(name.partition(":")[0])
         if model and not error.hint.startswith("There is"):
             raise NotFound(error.message, hint=f"phi4local pull {name}") from None
         raise
+
+
+def _open(name: str) -> str:
+    return f"phi4local chat {shlex.quote(f'./{name}')}"
 
 
 def _quantize(folder: str) -> str:
@@ -57,6 +64,8 @@ def file_at(path: Path) -> Path:
     if is_mlx_folder(path):
         return path
     if os.path.isdir(path):  # noqa: PTH112  see above
+        if any(path.glob("model*.safetensors")):
+            read_values(path)  # whose error says more, where that is what is wrong
         raise UsageError(f"`{path}` is a folder", hint=_quantize(str(path)))
     if not os.path.isfile(path):  # noqa: PTH113  nor a pipe, which would be waited for without end
         raise NotFound(f"No file `{path}`", hint="Give a .gguf file, an MLX folder, or a name from `phi4local list`")

@@ -31,13 +31,6 @@ def check_files(path: Path) -> None:
         read_model_header(path)
 
 
-def size_bytes(path: Path) -> int:
-    """Of the file, or of the files in the folder."""
-    if not is_folder(path):
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-
-
 def trained_tokens(path: Path) -> int:
     """The longest context that the model was trained for; 0 where its file does not say (NotFound, FormatError)."""
     if is_folder(path):

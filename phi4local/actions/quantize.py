@@ -14,6 +14,7 @@ from phi4local.backends.ask import tensor_types
 from phi4local.catalog import model_name, origin, slug
 from phi4local.errors import FormatError, NotFound, UsageError
 from phi4local.files import take_lock
+from phi4local.settings import models_folder
 from phi4local.store import Build, Manifest, build_path, is_complete, manifest_path, read_manifest, write_manifest
 from quant import mlx
 from quant.convert import Built, convert, fingerprint
@@ -54,16 +55,26 @@ def name_of(plan: Plan) -> str:
 
 
 def target_of(plan: Plan, out: Path | None) -> Path:
-    """Where the build goes: into the store, or where the user says."""
+    """Where the build goes: into the store, or where the user says (UsageError)."""
     if out is None:
         return build_path(name_of(plan), plan.build)
     if plan.is_folder:
-        return out.absolute()  # `.` has no name of its own
+        return _folder_meant(plan, out)
     if out.is_dir():
         return out / f"{name_of(plan)}-{plan.build}.gguf"
     if out.suffix != ".gguf":
         raise UsageError(f"`{out}` does not end in .gguf", hint=f"--out {out}.gguf")
     return out
+
+
+def _folder_meant(plan: Plan, out: Path) -> Path:
+    """The folder itself, behind all links: a rename puts the build there."""
+    target = Path(os.path.realpath(out))
+    if not target.name:
+        raise UsageError(f"`{out}` cannot be an MLX build", hint=f"--out {target / f'{name_of(plan)}-{plan.build}'}")
+    if target.suffix.lower() == ".gguf":
+        raise UsageError(f"{plan.build} is a folder and `{out}` a GGUF's name", hint=f"--out {out.with_suffix('')}")
+    return target
 
 
 def quantize(plan: Plan, target: Path, *, force: bool) -> Generator[Progress, None, tuple[Build, Built | None]]:
@@ -94,13 +105,30 @@ def _quantize(plan: Plan, target: Path, force: bool) -> Generator[Progress, None
 def _check_free(plan: Plan, target: Path, force: bool) -> None:
     """Refuse to replace what was not asked to be replaced, and a folder that is no build in any case (UsageError)."""
     if plan.is_folder and os.path.lexists(target):
+        if target.exists() and target.samefile(os.curdir):  # the new one would be another folder of that name
+            name = f"{name_of(plan)}-{plan.build}"
+            raise UsageError(f"`{target}` is the folder that you are in", hint=f"--out {name} makes one in it")
         if target.is_dir() and not any(target.iterdir()):
             return
-        is_build = mlx.is_mlx_folder(target) or os.path.lexists(manifest_path(target))
-        if not is_build or any(path.is_dir() for path in target.iterdir()):
-            raise UsageError(f"`{target}` exists and is no MLX build", hint="Name a folder that does not exist yet")
+        _check_replaceable(target)
     if target.exists() and not force:
         raise UsageError(f"`{target}` exists and is another build", hint="--force replaces it")
+
+
+def _check_replaceable(target: Path) -> None:
+    """Nothing but a build may be deleted; in the store, a folder with a manifest is ours with all that is in it."""
+    is_listed = os.path.lexists(manifest_path(target))
+    if not is_listed and not mlx.is_mlx_folder(target):
+        raise UsageError(f"`{target}` exists and is no MLX build", hint=_ANOTHER)
+    if is_listed and target.parent.resolve().parent == models_folder().resolve():
+        return
+    inner = next((path for path in target.iterdir() if path.is_dir()), None) if target.is_dir() else None
+    if inner:
+        hint = f"Move that away, or: {_ANOTHER}"
+        raise UsageError(f"`{target}` holds the folder `{inner.name}`, which is of no MLX build", hint=hint)
+
+
+_ANOTHER = "Name a folder that does not exist yet"
 
 
 def cores() -> int:

@@ -22,7 +22,7 @@ from phi4local import __version__
 from phi4local.actions.choice import READY, Choice
 from phi4local.actions.fit_mlx import shape_of_folder
 from phi4local.actions.ready import fetch_file
-from phi4local.errors import FormatError, NotFound
+from phi4local.errors import FormatError, InsufficientResources, NotFound
 from phi4local.files import atomic_write, delete, publish, sync_folder, writing_to
 from phi4local.hub.repository import RemoteFile, Snapshot
 from phi4local.store import Build, Manifest, manifest_path, read_manifest, write_manifest
@@ -105,10 +105,10 @@ def pull_folder(choice: Choice, snapshot: Snapshot) -> Generator[Progress, None,
     """
     files, target = folder_files(choice, snapshot), choice.target
     partial = partial_path(target)
-    check_disk(sum(file.bytes for file in files), target)
     journal = Journal(journal_path(target), f"{snapshot.repository} as it is")
     try:
         _begin(target, files, journal, snapshot.repository)
+        _check_disk(files, target, journal)
         with writing_to(target.parent, sum(file.bytes for file in files)):
             arrived = yield from _fetch(snapshot, files, partial, journal)
             try:
@@ -151,6 +151,18 @@ def _begin(target: Path, files: tuple[RemoteFile, ...], journal: Journal, reposi
             with contextlib.suppress(OSError):
                 if path.is_file() and not path.is_symlink() and path.stat().st_size == file.bytes:
                     (partial / file.name).hardlink_to(path)
+
+
+def _check_disk(files: tuple[RemoteFile, ...], target: Path, journal: Journal) -> None:
+    """Refuse what does not fit on the disk; files that were taken up take no more room (InsufficientResources)."""
+    try:
+        check_disk(sum(file.bytes for file in files), target)
+    except InsufficientResources:
+        partial = partial_path(target)
+        if not any(partial.iterdir()):  # nothing to go on from
+            delete(partial)
+            journal.remove()
+        raise
 
 
 def _is_same(target: Path, repository: str) -> bool:

@@ -99,7 +99,7 @@ def error_of(death: WorkerDied, name: str, reinstall: str) -> errors.Phi4LocalEr
     if death.overdue:
         return errors.BackendError(f"The engine did not {_DUTIES[death.phase]} in time and was ended", hint=again)
     said = f": {printable(death.last_line)}" if death.explained and death.last_line else ""
-    failed_to_run = death.explained and not death.crashed
+    failed_to_run = death.phase in ("start", "load") and death.explained and not death.crashed
     hint = reinstall if failed_to_run else _HINTS.get(death.cause, again)
     return errors.BackendError(f"The engine's process ended with {death.cause}{said}", hint=hint)
 

@@ -318,8 +318,8 @@ class ChildEngine:
         crash = self._crash or (self._fresh_crash.cause if self._fresh_crash else "")
         if crash:
             yield (
-                f"llama.cpp crashed ({crash}) and now runs with safe settings, which may be slower; this is remembered "
-                f"in `{memory_file(self._host.state_folder)}`, delete it to try full speed again"
+                f"{self._host.backend} crashed ({crash}) and now runs with safe settings, which may be slower; this is "
+                f"remembered in `{memory_file(self._host.state_folder)}`, delete it to try full speed again"
             )
 
     def _rope_notes(self) -> Iterator[str]:

@@ -22,7 +22,7 @@ import llama_cpp.llama_cpp as llama
 
 from phi4local.backends.llamacpp_params import BATCH_TOKENS, context_params, model_params
 from phi4local.backends.llamacpp_vocab import LlamaVocabulary
-from phi4local.backends.load_settings import CONTEXT_STEP, LoadSettings, wanted_context
+from phi4local.backends.load_settings import CONTEXT_STEP, LoadSettings, wanted_context, whole_context
 from phi4local.backends.worker import Cancelled, reusable, size_for
 from phi4local.engine import GenerationOptions
 from phi4local.errors import BackendError, InsufficientResources
@@ -112,7 +112,7 @@ class LlamaModel:
     def _context_sizes(self) -> tuple[int, ...]:
         """The sizes that a context of this model may have, smallest first: two when rope factors change in between."""
         wanted = wanted_context(self.settings, self.trained_tokens)
-        whole = -(-wanted // CONTEXT_STEP) * CONTEXT_STEP
+        whole = whole_context(wanted)
         short = self._short_rope_tokens() // CONTEXT_STEP * CONTEXT_STEP
         return (short, whole) if 0 < short < whole else (whole,)
 

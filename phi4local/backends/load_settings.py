@@ -37,6 +37,11 @@ class Budget:
     main_free_bytes: int | None = None
 
 
+def whole_context(tokens: int) -> int:
+    """A context as the engines open it."""
+    return -(-tokens // CONTEXT_STEP) * CONTEXT_STEP
+
+
 def wanted_context(settings: LoadSettings, trained_tokens: int) -> int:
     """The context that the settings ask for (UsageError for one that the model was not trained for)."""
     wanted = settings.context_tokens or min(trained_tokens, DEFAULT_CONTEXT_TOKENS)

@@ -63,8 +63,8 @@ class WholeQuantizedKV(QuantizedKVCache):  # type: ignore[misc]  # mlx-lm is not
 class Caches:
     """One cache for each layer that has any; `layers` is what mlx-lm's models take.
 
-    A Phi-3 model's hold `context_tokens`; one with a `make_cache` of its own (flash) makes them, and they cannot be
-    cut where they hold a sum over all tokens.
+    Those of keys and values hold `context_tokens`. Flash makes the others by its own `make_cache`: they
+    cannot be cut, because they hold a sum over all tokens, and grow no further than its window, 21 MB in all.
     """
 
     def __init__(self, module: Any, config: Config | None, kv_type: str, context_tokens: int) -> None:
@@ -74,14 +74,22 @@ class Caches:
             raise UsageError(f"MLX keeps no cache of type {kv_type}", hint=f"One of {kinds}")
         self._module, self._config = module, config
         self._bits, self._context_tokens = KV_BITS[kv_type], context_tokens
+        self._form = self._own_form() if config is None else None
         self.layers = self._make()
         mx.eval(self.arrays)
+
+    def _own_form(self) -> tuple[tuple[int, int, int, int], Any]:
+        """Shape and dtype of the whole cache of a model that makes its own: what a first token leaves in it."""
+        made = self._module.make_cache()
+        self._module(mx.array([[0]]), cache=made)
+        keys = next(one.keys for one in made if type(one) is KVCache)
+        return (1, keys.shape[1], self._context_tokens, keys.shape[3]), keys.dtype
 
     def _make(self) -> list[Any]:
         config = self._config
         if config is None:
             made: list[Any] = self._module.make_cache()
-            return made
+            return [WholeKV(*self._form) if self._form and type(one) is KVCache else one for one in made]
         shape = (1, config.kv_heads, self._context_tokens, config.head_size)
         dtype = self._module.layers[0].input_layernorm.weight.dtype
         if self._bits:

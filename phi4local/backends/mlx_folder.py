@@ -16,12 +16,13 @@ from phi4local.backends.state_file import file_identity
 from phi4local.errors import FormatError, NotFound
 from phi4local.fit import Use
 from quant.config import Config, config_of, read_values
-from quant.flash import FlashConfig, read_flash_config
+from quant.flash import FLASH_ARCHITECTURE, FLASH_MODEL_TYPE, FlashConfig, read_flash_config
 from quant.mlx_size import Shape, compute_bytes, kv_bytes, tensor_shapes
 from quant.safetensors import Shard, read_shard
 from quant.tokenizer import Tokenizer, read_tokenizer
 
-_FLASH = "phi4flash"
+_NORM = "model.layers.0.input_layernorm.weight"
+_READ_BY_MLX = ("generation_config.json", "hf_quant_config.json")  # mlx-lm opens them where they are
 _QUANTIZED = ("quantization", "quantization_config")
 
 
@@ -44,6 +45,12 @@ class MlxFolder:
     def weights_bytes(self) -> int:
         """Of all tensors."""
         return sum(record.size_bytes for shard in self.shards for record in shard.records)
+
+    @property
+    def item_bytes(self) -> int:
+        """Of the numbers that the model computes with: those of its norms."""
+        dtypes = {record.name: record.dtype for shard in self.shards for record in shard.records}
+        return 4 if dtypes.get(_NORM) == "F32" else 2
 
     @property
     def shape(self) -> Shape:
@@ -70,7 +77,7 @@ class MlxFolder:
     def description(self) -> str:
         """In the words of llama.cpp's: `phi3 14.7B MLX 4-bit`."""
         parameters = sum(map(math.prod, tensor_shapes(self.shape).values()))
-        return f"{'phi3' if self.config else _FLASH} {parameters / 1e9:.1f}B MLX {self.bits}"
+        return f"{'phi3' if self.config else FLASH_MODEL_TYPE} {parameters / 1e9:.1f}B MLX {self.bits}"
 
     def identity(self) -> dict[str, Any]:
         """What tells it from every other folder, without reading its weights."""
@@ -81,19 +88,23 @@ class MlxFolder:
 def needed(folder: MlxFolder, kv_type: str, context_tokens: int) -> Use:
     """What a load takes: the weights, the whole cache, and the work of a step of the prompt."""
     shape, fused = folder.shape, sys.platform == "darwin"  # where MLX runs on Metal
-    cache_bytes = kv_bytes(shape, context_tokens, kv_type)
-    return Use(folder.weights_bytes, cache_bytes, compute_bytes(shape, context_tokens, fused=fused))
+    cache_bytes = kv_bytes(shape, context_tokens, kv_type, folder.item_bytes)
+    compute = compute_bytes(shape, context_tokens, fused=fused, item_bytes=folder.item_bytes)
+    return Use(folder.weights_bytes, cache_bytes, compute)
 
 
 def read_folder(path: Path) -> MlxFolder:
     """Read and check a folder (NotFound, FormatError)."""
     values = read_values(path)
+    for name in _READ_BY_MLX:
+        if (path / name).exists() and not (path / name).is_file():  # a pipe would be waited for without end
+            raise FormatError(f"`{path / name}` is not a file", hint="Get another build")
     shards = tuple(read_shard(file) for file in sorted(path.glob("model*.safetensors")))
     if not shards:
         raise NotFound(f"No weights in `{path}`", hint="It should hold `model.safetensors`")
     bits = _bits(values)
     plain = {key: value for key, value in values.items() if key not in _QUANTIZED}
-    if values.get("model_type") == _FLASH:
+    if values.get("architectures") == [FLASH_ARCHITECTURE]:
         flash = read_flash_config(plain)
         return MlxFolder(path, None, flash, bits, {}, read_tokenizer(path, flash), shards)
     config = config_of(plain)

@@ -24,7 +24,7 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import load_model
 
 from phi4local.backends import phi4flash
-from phi4local.backends.load_settings import CONTEXT_STEP, LoadSettings, wanted_context
+from phi4local.backends.load_settings import LoadSettings, wanted_context, whole_context
 from phi4local.backends.mlx_cache import Caches
 from phi4local.backends.mlx_folder import MlxFolder
 from phi4local.backends.mlx_rope import mend_rope
@@ -39,7 +39,7 @@ _STATE_FORMAT = 1
 def context_sizes(settings: LoadSettings, folder: MlxFolder) -> tuple[int, ...]:
     """The sizes that a context may have, smallest first: two when rope factors change in between (UsageError)."""
     wanted = wanted_context(settings, folder.trained_tokens)
-    whole = -(-wanted // CONTEXT_STEP) * CONTEXT_STEP
+    whole = whole_context(wanted)
     short = folder.original_context if folder.config and folder.config.long_rope else whole
     return (short, whole) if short < whole else (whole,)
 
@@ -134,6 +134,11 @@ class Timeline:
         for start in range(0, before, STEP_TOKENS):
             self._read_step(ids[start : min(start + STEP_TOKENS, before)])
         self._logits = self._read_step(ids[before:])
+        if mx.isnan(self._logits).any().item():
+            self.clear()
+            raise FormatError(
+                f"`{self._model.folder.path.name}` computes no numbers", hint="`phi4local verify` finds a damaged build"
+            )
 
     def _read_step(self, ids: Sequence[int]) -> Any:
         """The logits after the last of these tokens, which are computed only where somebody looks at them."""
@@ -143,15 +148,22 @@ class Timeline:
             logits = self._module(mx.array([ids]), cache=self.caches.layers)[:, -1, :]
             mx.eval(self.caches.arrays)
         except RuntimeError as error:
-            self.clear()
-            raise _failure("The engine could not go on", error) from None
+            raise self._broken(error) from None
         self.tokens.extend(ids)
         mx.clear_cache()
         return logits
 
     def say(self, options: GenerationOptions) -> Generator[int]:
-        """Token after token, until the context is full. The next one is computed while its reader looks at this one."""
-        sample = _sampler(options)
+        """Token after token, until the context is full. The next one is computed while its reader looks at this one.
+
+        (BackendError, InsufficientResources)
+        """
+        try:
+            yield from self._say(_sampler(options, self._logits.shape[-1]))
+        except RuntimeError as error:
+            raise self._broken(error) from None
+
+    def _say(self, sample: Callable[[Any], Any]) -> Generator[int]:
         token = sample(self._logits)
         mx.async_eval(token)  # type: ignore[no-untyped-call]
         while True:
@@ -190,6 +202,11 @@ class Timeline:
             return 0
         return len(self.tokens)
 
+    def _broken(self, error: RuntimeError) -> BackendError | InsufficientResources:
+        """After a failed computation nothing in the caches is trusted."""
+        self.clear()
+        return _failure("The engine could not go on", error)
+
     def _open(self, size: int) -> None:
         """Have a context of this size, with the rope factors that belong to it; another one is empty."""
         if size == self.size:
@@ -219,8 +236,9 @@ class Timeline:
         return count
 
 
-def _sampler(options: GenerationOptions) -> Callable[[Any], Any]:
+def _sampler(options: GenerationOptions, vocabulary: int) -> Callable[[Any], Any]:
     """mlx-lm's sampler on logits [1, vocabulary]."""
     mx.random.seed(options.seed & 0xFFFFFFFF)
-    choose = make_sampler(temp=max(0.0, options.temperature), top_p=options.top_p, top_k=options.top_k)
+    top_k = options.top_k if options.top_k < vocabulary else 0  # which is all of them
+    choose = make_sampler(temp=max(0.0, options.temperature), top_p=options.top_p, top_k=top_k)
     return lambda logits: choose(logits - mx.logsumexp(logits, axis=-1, keepdims=True))

@@ -5,12 +5,12 @@ On Apple Silicon that is Metal's working set, which the main memory holds; elsew
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import psutil
 
-from phi4local.backends.load_settings import Budget, LoadSettings
+from phi4local.backends.load_settings import CONTEXT_STEP, Budget, LoadSettings
 from phi4local.backends.mlx_folder import MlxFolder, needed
 from phi4local.backends.mlx_model import MlxModel, Timeline
 from phi4local.engine import Load
@@ -19,7 +19,6 @@ from phi4local.fit import HOST, LEAST_CONTEXT, OFFERED_SHARE, UNKNOWN_BYTES, Roo
 from phi4local.units import memory as memory_text
 
 METAL = "Metal"
-_STEP = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def wire(placed: Placed, model: MlxModel, timeline: Timeline) -> None:
 
 
 def loaded(placed: Placed, model: MlxModel, timeline: Timeline) -> Load:
-    """What the load took, beside what it was said to take. What a step's work takes is not known before a prompt."""
+    """What the load took, beside what it was said to take: weights and cache. A step's work comes with a prompt."""
     resident = psutil.Process().memory_info().rss - placed.resident_bytes
     layers = model.folder.layers
     return Load(
@@ -58,7 +57,7 @@ def loaded(placed: Placed, model: MlxModel, timeline: Timeline) -> Load:
         layers=layers,
         kv_type=model.settings.kv_type,
         context_tokens=model.context_sizes[-1],
-        predicted={placed.device: placed.use},
+        predicted={placed.device: replace(placed.use, compute_bytes=0)},
         took={placed.device: Use(model.weights_bytes, timeline.caches.total_bytes)},
         resident_bytes=resident,
     )
@@ -77,7 +76,7 @@ def _room(budget: Budget) -> tuple[str, int]:
 def _refusal(settings: LoadSettings, folder: MlxFolder, context: int, room: int) -> DoesNotFit:
     """Both numbers, and the largest context that would fit."""
     less = int(room * OFFERED_SHARE)
-    sizes = range(context // _STEP * _STEP, LEAST_CONTEXT - 1, -_STEP)
+    sizes = range(context // CONTEXT_STEP * CONTEXT_STEP, LEAST_CONTEXT - 1, -CONTEXT_STEP)
     fitting = next((size for size in sizes if needed(folder, settings.kv_type, size).total_bytes <= less), 0)
     takes = needed(folder, settings.kv_type, context).total_bytes
     return DoesNotFit(

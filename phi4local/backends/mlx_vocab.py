@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as Splitter
 
+from phi4local.errors import FormatError
 from phi4local.files import read_bounded
+from phi4local.printing import printable
 from quant.tokenizer import CONTROL, NORMAL, TOKENIZER_LIMIT_BYTES, USER_DEFINED, Tokenizer
 
 END_TEXTS = ("<|im_end|>", "<|end|>", "<|endoftext|>")
@@ -64,9 +67,23 @@ def _controls(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _splitter(folder: Path) -> Splitter:
-    """The library's tokenizer without the added tokens, so that it finds none of them in what somebody wrote."""
+    """The library's tokenizer without the added tokens, so that it finds none of them in what somebody wrote.
+
+    Nor does it cut or fill up a text, as a file asks for that was saved in the middle of a training (FormatError).
+    """
     values = json.loads(read_bounded(folder / "tokenizer.json", TOKENIZER_LIMIT_BYTES))
-    return Splitter.from_str(json.dumps({**values, "added_tokens": [], "post_processor": None}))
+    plain: dict[str, Any] = {
+        "added_tokens": [],
+        "post_processor": None,
+        "decoder": None,
+        "truncation": None,
+        "padding": None,
+    }
+    try:
+        return Splitter.from_str(json.dumps({**values, **plain}))
+    except Exception as error:  # noqa: BLE001  the library raises nothing narrower
+        reason = printable(str(error))
+        raise FormatError(f"`tokenizer.json` cannot be used: {reason}", hint="Get another build") from None
 
 
 def _byte_letters() -> dict[str, bytes]:

@@ -20,7 +20,10 @@ _SILENCE_SECONDS = 0.2  # how long a pipe beside `-p` may say nothing before it 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "model", nargs="?", metavar="NAME|PATH", help="a build or a .gguf file (default: the newest build)"
+        "model",
+        nargs="?",
+        metavar="NAME|PATH",
+        help="a build, a .gguf file or an MLX folder (default: the newest build)",
     )
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="ask this, print the answer and exit")
     parser.add_argument("--system", metavar="TEXT", help="system message")

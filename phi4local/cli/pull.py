@@ -7,7 +7,9 @@ import time
 from typing import Any
 
 from phi4local.actions.choice import OFFICIAL, READY, Choice, choose, is_mlx
+from phi4local.actions.fit_mlx import is_installed
 from phi4local.actions.pull import Preview, Pulled, preview, pull
+from phi4local.backends.mlx_ask import INSTALL
 from phi4local.cli import output
 from phi4local.cli.quantize import describe, manifest_json, plan_json, show_manifest, show_plan
 from phi4local.units import duration, file_size
@@ -36,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     is_new = not choice.target.exists()
     if choice.why and (is_new or args.dry_run):
         output.say(choice.why)
+    if choice.ready and is_mlx(choice.build) and is_new and not is_installed():
+        output.say(f"MLX, which runs this build, is not installed: {INSTALL}")
     if args.dry_run:
         _show(choice, output.with_progress(preview(choice, offline=args.offline), describe), as_json=args.json)
         return 0

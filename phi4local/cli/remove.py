@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from phi4local.cli import output
-from phi4local.store import find, is_own, remove
+from phi4local.store import find, own_bytes, remove
 from phi4local.units import file_size
 
 
@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Delete the build and say how much room that made."""
     build = find(args.name, missing=True)
-    freed = build.manifest.bytes if is_own(build) else 0
+    freed = own_bytes(build)
     remove(build)
     if args.json:
         output.emit_json({"removed": build.label, "path": str(build.path), "freed_bytes": freed})
