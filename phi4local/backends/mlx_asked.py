@@ -18,13 +18,14 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.convert import MODEL_CONVERSION_DTYPES, mixed_quant_predicate_builder
 from mlx_lm.utils import _get_classes, quantize_model
 
+from quant.flash import FLASH_MODEL_TYPE
+
 _DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_OURS = "phi4flash"  # a model that mlx-lm does not have
 
 
 def _classes(config: dict[str, Any]) -> tuple[Any, Any]:
-    if config["model_type"] == _OURS:
+    if config["model_type"] == FLASH_MODEL_TYPE:
         from phi4local.backends import phi4flash
 
         return phi4flash.Model, phi4flash.ModelArgs

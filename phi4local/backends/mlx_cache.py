@@ -63,8 +63,8 @@ class WholeQuantizedKV(QuantizedKVCache):  # type: ignore[misc]  # mlx-lm is not
 class Caches:
     """One cache for each layer that has any; `layers` is what mlx-lm's models take.
 
-    Those of keys and values hold `context_tokens`. Flash makes the others by its own `make_cache`: they
-    cannot be cut, because they hold a sum over all tokens, and grow no further than its window, 21 MB in all.
+    Those of keys and values hold `context_tokens`. Flash makes the others by its own `make_cache`: they cannot be cut,
+    because they hold a sum over all tokens, and grow no further than its window, 21 MB in all.
     """
 
     def __init__(self, module: Any, config: Config | None, kv_type: str, context_tokens: int) -> None:
@@ -75,8 +75,7 @@ class Caches:
         self._module, self._config = module, config
         self._bits, self._context_tokens = KV_BITS[kv_type], context_tokens
         self._form = self._own_form() if config is None else None
-        self.layers = self._make()
-        mx.eval(self.arrays)
+        self.layers = self._made_whole()
 
     def _own_form(self) -> tuple[tuple[int, int, int, int], Any]:
         """Shape and dtype of the whole cache of a model that makes its own: what a first token leaves in it."""
@@ -84,6 +83,12 @@ class Caches:
         self._module(mx.array([[0]]), cache=made)
         keys = next(one.keys for one in made if type(one) is KVCache)
         return (1, keys.shape[1], self._context_tokens, keys.shape[3]), keys.dtype
+
+    def _made_whole(self) -> list[Any]:
+        """New caches; those with room for all tokens have their memory now, not when it is first written."""
+        layers = self._make()
+        mx.eval([(one.keys, one.values) for one in layers if isinstance(one, WholeKV | WholeQuantizedKV)])
+        return layers
 
     def _make(self) -> list[Any]:
         config = self._config
@@ -122,7 +127,7 @@ class Caches:
     def clear(self) -> None:
         """Empty them all."""
         if self._config is None:
-            self.layers = self._make()
+            self.layers = self._made_whole()
         for cache in self.layers if self._config else ():
             cache.offset = 0
 
