@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from phi4local.errors import Phi4LocalError
-from quant.config import Config, read_values
+from quant.config import Config, config_of, read_values
+from quant.flash import FLASH_ARCHITECTURE, FlashConfig, read_flash_config
 from quant.safetensors import HEADER_LIMIT_BYTES, parse_json
+
+Shape = Config | FlashConfig  # what MLX can run
+_PACKED = ("quantization", "quantization_config")  # what config.json says of packed weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,12 @@ def kv_bytes(config: Config, context_tokens: int, kv_type: str = "f16", item_byt
     if not bits or not group:
         return values * item_bytes
     return values * bits // 8 + values // group * 2 * item_bytes
+
+
+def shape_of(values: dict[str, Any]) -> Shape:
+    """What config.json calls for, whether or not MLX has packed the weights since (FormatError)."""
+    plain = {key: value for key, value in values.items() if key not in _PACKED}
+    return read_flash_config(plain) if values.get("architectures") == [FLASH_ARCHITECTURE] else config_of(plain)
 
 
 def is_mlx_folder(path: Path) -> bool:

@@ -15,14 +15,13 @@ from typing import Any
 from phi4local.files import read_bounded
 from quant.config import Config, read_values
 from quant.flash import FlashConfig, stays_float32
-from quant.repair import END_OF_TEXT, END_OF_TURN, END_WHY, PADDING, PADDING_WHY, TEMPLATE_WHY, Repair
+from quant.repair import END_OF_TEXT, END_OF_TURN, END_WHY, PADDING, PADDING_WHY, STOPS, TEMPLATE_WHY, Repair
 from quant.safetensors import parse_json
 from quant.source import Source
 from quant.tokenizer import CONFIG_LIMIT_BYTES, TEMPLATE_LIMIT_BYTES, TOKENIZER_LIMIT_BYTES, Tokenizer
 
 CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 TOKENIZER, SPECIAL, TEMPLATE = "tokenizer.json", "special_tokens_map.json", "chat_template.jinja"
-STOPS = (END_OF_TURN, "<|end|>", END_OF_TEXT)  # the end of a turn first
 
 _ROPE_WHY = "mlx-lm reads it here alone, and without it computes other positions in silence"
 _STOP_WHY = "plain mlx-lm stops at these ids; without them it runs on past the end of its turn"

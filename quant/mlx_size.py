@@ -12,24 +12,22 @@ so all of it gets them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from quant import flash, mlx
-from quant.config import Config
-from quant.flash import FlashConfig, flash_shapes
-from quant.mlx import ITEM_BYTES, STEP_TOKENS, Recipe
-from quant.names import weights
+from quant.flash import FlashConfig
+from quant.mlx import ITEM_BYTES, STEP_TOKENS, Recipe, Shape
+from quant.names import source_shapes
+from quant.safetensors import Record
 
-Shape = Config | FlashConfig
 _EMBEDDING = "model.embed_tokens.weight"
+_NORM = "model.layers.0.input_layernorm.weight"
 _MIXED_BITS = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
 
 
-def tensor_shapes(config: Shape) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the model that mlx-lm loads, by its name there, which is Hugging Face's."""
-    if isinstance(config, FlashConfig):
-        return flash_shapes(config)
-    return {weight.hf_name: weight.shape for weight in weights(config)}
+def item_bytes_of(records: Iterable[Record]) -> int:
+    """Of the numbers that a model computes with: those of its norms, which are never packed."""
+    return next((4 for record in records if record.name == _NORM and record.dtype == "F32"), ITEM_BYTES)
 
 
 def is_possible(config: Shape, recipe: Recipe) -> bool:
@@ -76,12 +74,12 @@ def tensor_bytes(shapes: Mapping[str, tuple[int, ...]], recipe: Recipe, layers: 
 
 def weights_bytes(config: Shape, recipe: Recipe) -> int:
     """Bytes of all tensors of a build."""
-    return sum(tensor_bytes(tensor_shapes(config), recipe, config.layers).values())
+    return sum(tensor_bytes(source_shapes(config), recipe, config.layers).values())
 
 
 def read_share(config: Shape, recipe: Recipe) -> float:
     """The part of the weights that each token reads: all but an embedding that is not the output as well."""
-    sizes = tensor_bytes(tensor_shapes(config), recipe, config.layers)
+    sizes = tensor_bytes(source_shapes(config), recipe, config.layers)
     return 1.0 if config.tied else 1 - sizes[_EMBEDDING] / sum(sizes.values())
 
 

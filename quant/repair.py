@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from quant.tokenizer import Tokenizer
 
 END_OF_TEXT, END_OF_TURN, PADDING = "<|endoftext|>", "<|im_end|>", "<|dummy_85|>"
+STOPS = (END_OF_TURN, "<|end|>", END_OF_TEXT)  # what ends an answer in this family; the end of a turn first
 
 END_WHY = f"a turn ends with {END_OF_TURN}; with {END_OF_TEXT} as its end the model runs on"
 PADDING_WHY = f"padding must not be a token that has a meaning; Microsoft's repair chose {PADDING}"

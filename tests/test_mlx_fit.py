@@ -37,7 +37,8 @@ from phi4local.store import Manifest, write_manifest
 from quant import mlx
 from quant.config import Config, read_config
 from quant.mlx import BUILDS, Recipe
-from quant.mlx_size import compute_bytes, is_possible, kv_bytes, read_share, tensor_shapes, weights_bytes
+from quant.mlx_size import compute_bytes, is_possible, kv_bytes, read_share, weights_bytes
+from quant.names import source_shapes
 from tests.checkpoints import write_configs
 from tests.flash_checkpoints import FLASH_TINY, write_flash_checkpoint
 from tests.machines import CONTEXT, config_of, model_of, read_machine, recommended
@@ -291,7 +292,7 @@ def write_plain(folder: Path, dtype: str, *, without: str = "") -> Config:
     write_configs(folder, PHI4_TINY)
     config = read_config(folder)
     header, end = {}, 0
-    for name, shape in tensor_shapes(config).items():
+    for name, shape in source_shapes(config).items():
         if name != without:
             begin, end = end, end + int(np.prod(shape)) * (4 if dtype == "F32" else 2)
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}

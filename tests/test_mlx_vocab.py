@@ -32,8 +32,10 @@ import json, sys
 from pathlib import Path
 from phi4local.backends.mlx_folder import read_folder
 from phi4local.backends.mlx_vocab import FolderVocabulary
+from quant.tokenizer import read_tokenizer
 folder = read_folder(Path(sys.argv[1]))
-vocabulary, template = FolderVocabulary(folder.tokenizer, folder.path), folder.tokenizer.chat_template
+tokenizer = read_tokenizer(folder.path, folder.shape)
+vocabulary, template = FolderVocabulary(tokenizer, folder.path), tokenizer.chat_template
 """
 PRINT = """
 from phi4local.backends.prompt import Prompts

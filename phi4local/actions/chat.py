@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hardware.probe import probe_memory
 from phi4local.actions.lookup import builds_of, file_at, is_path
-from phi4local.actions.model_files import check_files, is_folder, own_sampling
+from phi4local.actions.model_files import ModelFiles, is_folder, own_sampling, read_files
 from phi4local.backends import open_engine
 from phi4local.backends.load_settings import Budget, whole_context
 from phi4local.backends.mlx_folder import needed, read_folder
@@ -73,7 +73,7 @@ def open_model(name: str | None, *, context_tokens: int | None = None, kv_type: 
 def open_located(located: Located, *, context_tokens: int | None = None, kv_type: str = "f16") -> Opened:
     """Load a file where it fits best into what is free now, and remember what that took."""
     _check_size(located.path, located.stored)
-    check_files(located.path)
+    files = read_files(located.path)
     try:
         engine = open_engine(
             located.path,
@@ -85,7 +85,7 @@ def open_located(located: Located, *, context_tokens: int | None = None, kv_type
     except DoesNotFit as error:
         raise DoesNotFit(error.message, hint=_instead(located, error, context_tokens, kv_type)) from None
     keep_load(machine_and_build(), located.path.absolute(), engine.info.load)
-    return Opened(located, engine, _sampling(located))
+    return Opened(located, engine, _sampling(located, files))
 
 
 def _budget() -> Budget:
@@ -97,7 +97,7 @@ def _budget() -> Budget:
 def check_room(located: Located, replaced: Engine, *, context_tokens: int | None, kv_type: str) -> None:
     """Whether a file can be loaded once another engine, still open, is closed (the errors of `open_model`)."""
     _check_size(located.path, located.stored)
-    check_files(located.path)
+    read_files(located.path)
     given, wish = given_back(replaced), Wish(context_tokens, kv_type)
     short, takes = (_folder_lack if is_folder(located.path) else _file_lack)(located, given, wish)
     if short:
@@ -202,9 +202,9 @@ def _check_size(path: Path, build: Build | None) -> None:
         )
 
 
-def _sampling(located: Located) -> GenerationOptions:
+def _sampling(located: Located, files: ModelFiles) -> GenerationOptions:
     """What the model's files ask for, else the model card, else greedy."""
     model = find_model(located.stored.manifest.name) if located.stored else None
     wanted = model.sampling if model else None
     options = GenerationOptions(**dataclasses.asdict(wanted)) if wanted else GenerationOptions()
-    return own_sampling(located.path, options)
+    return own_sampling(files, options)

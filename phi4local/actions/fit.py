@@ -37,8 +37,7 @@ from quant.config import Config, read_config
 from quant.flash import FlashConfig
 from quant.ggml import BUILDS
 from quant.metadata import config_of
-from quant.mlx import is_mlx_folder
-from quant.mlx_size import Shape
+from quant.mlx import Shape, is_mlx_folder
 from quant.sound import read_model_header
 
 DEFAULT_MODEL, SMALLEST = "phi-4", "phi-4-mini"

@@ -6,7 +6,6 @@ Metal may use: a Mac whose wired memory grows past that can stop as a whole.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,8 @@ from pathlib import Path
 
 from hardware.probe import probe, probe_memory
 from hardware.report import Gpu, Report
-from phi4local.backends import mlx_ask
+from phi4local.backends.load_settings import whole_context
+from phi4local.backends.mlx_ask import INSTALL, is_installed
 from phi4local.errors import Phi4LocalError
 from phi4local.fit import (
     LEAST_CONTEXT,
@@ -31,17 +31,14 @@ from phi4local.recommend import BuildFit
 from phi4local.settings import home_folder
 from phi4local.speed import Benchmark, corrected, mlx_place_of, predict_streaming
 from phi4local.units import memory as memory_text
-from quant.config import Config, config_of, read_values
-from quant.flash import FLASH_ARCHITECTURE, read_flash_config
-from quant.mlx import BUILDS, ITEM_BYTES, KV_BITS
-from quant.mlx_size import Shape, compute_bytes, is_possible, kv_bytes, read_share, tensor_shapes, weights_bytes
+from quant.config import Config, read_values
+from quant.mlx import BUILDS, ITEM_BYTES, KV_BITS, Shape, shape_of
+from quant.mlx_size import compute_bytes, is_possible, item_bytes_of, kv_bytes, read_share, weights_bytes
+from quant.names import source_shapes
 from quant.safetensors import Record, read_shard
 
 ELSEWHERE = "on the processor only, slowly: Apple Silicon is what MLX is for"
-INSTALL = f"not installed yet: {mlx_ask.INSTALL}"
-_STEP = 256  # the engine rounds a context up to this
 _EMBEDDING = "model.embed_tokens."
-_NORM = "model.layers.0.input_layernorm.weight"  # never quantized: stored as the model computes
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +66,6 @@ class Asked:
     ground: Ground
     key: str
     benchmarks: Sequence[Benchmark] = ()
-
-
-def is_installed() -> bool:
-    """Whether there is something here that runs or makes MLX builds."""
-    return importlib.util.find_spec("mlx_lm") is not None
 
 
 def apple_gpu(report: Report) -> Gpu | None:
@@ -106,11 +98,7 @@ def mlx_room_bytes() -> int:
 
 def shape_of_folder(path: Path) -> Shape:
     """The shape of the model in a folder (NotFound, FormatError)."""
-    values = read_values(path)
-    if values.get("architectures") == [FLASH_ARCHITECTURE]:
-        return read_flash_config(values)
-    plain = {key: value for key, value in values.items() if key not in ("quantization", "quantization_config")}
-    return config_of(plain)
+    return shape_of(read_values(path))
 
 
 def mlx_rows(asked: Asked, names: Sequence[str], files: Mapping[str, Path]) -> list[BuildFit]:
@@ -130,9 +118,8 @@ def folder_row(asked: Asked, name: str, path: Path) -> BuildFit:
     if missing := _missing(asked.config, records):
         return BuildFit(name, "mlx", size_bytes, {}, "none", installed=True, note=missing)
     weights = sum(record.size_bytes for record in records)
-    item_bytes = next((4 for record in records if record.name == _NORM and record.dtype == "F32"), ITEM_BYTES)
     table = sum(record.size_bytes for record in records if record.name.startswith(_EMBEDDING))
-    found = _placed(asked, name, weights, weights - (0 if asked.config.tied else table), item_bytes)
+    found = _placed(asked, name, weights, weights - (0 if asked.config.tied else table), item_bytes_of(records))
     return replace(found, file_bytes=size_bytes, installed=True)
 
 
@@ -141,7 +128,7 @@ def _missing(config: Shape, records: Sequence[Record]) -> str:
     if not records:
         return "It holds no weights"
     names = {record.name for record in records}
-    lost = next((name for name in tensor_shapes(config) if name not in names), None)
+    lost = next((name for name in source_shapes(config) if name not in names), None)
     return f"Weights are missing, such as `{lost}`" if lost else ""
 
 
@@ -192,7 +179,7 @@ def _placed(asked: Asked, name: str, weights: int, read: int, item_bytes: int = 
     device, layers = ground.rooms[-1].device, config.layers + 1 if ground.is_metal else 0
 
     def ask(_layers: int, context: int) -> Memory:
-        whole = -(-context // _STEP) * _STEP
+        whole = whole_context(context)
         compute = compute_bytes(config, whole, fused=ground.is_metal, item_bytes=item_bytes)
         return {device: Use(weights, kv_bytes(config, whole, asked.kv_type, item_bytes), compute)}
 
@@ -231,4 +218,6 @@ def _note(ground: Ground, place: Placement) -> str:
         needed, limit = place.total.total_bytes, min(room.usable_bytes for room in ground.rooms)
         whose = "Metal may use here now" if ground.is_metal else "is free here now"
         return f"does not fit: it needs {memory_text(needed)} of the {memory_text(limit)} that {whose}"
-    return "; ".join(([] if ground.is_metal else [ELSEWHERE]) + ([] if is_installed() else [INSTALL]))
+    return "; ".join(
+        ([] if ground.is_metal else [ELSEWHERE]) + ([] if is_installed() else [f"not installed yet: {INSTALL}"])
+    )

@@ -9,7 +9,7 @@ from hardware.probe import probe_memory
 from phi4local.actions.chat import Opened, given_back
 from phi4local.actions.fit import main_room
 from phi4local.actions.fit_mlx import mlx_room_bytes
-from phi4local.actions.model_files import is_folder, trained_tokens
+from phi4local.actions.model_files import is_folder, read_files
 from phi4local.backends.mlx_folder import needed, read_folder
 from phi4local.backends.survey import Question, Surveyed, Wanted, survey
 from phi4local.errors import Phi4LocalError
@@ -33,7 +33,7 @@ def longer_context(opened: Opened) -> Longer | str:
     none: the reason, in a sentence; also where the file or the engine cannot be asked.
     """
     try:
-        return _longer(opened, trained_tokens(opened.located.path))
+        return _longer(opened, read_files(opened.located.path).trained_tokens)
     except Phi4LocalError as error:
         return error.message
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from phi4local.files import read_bounded
 from quant.config import CONFIG_LIMIT_BYTES
 from quant.safetensors import parse_json
 from quant.sound import read_model_header
+from quant.tokenizer import read_tokenizer
 
 _GENERATION = "generation_config.json"
 
@@ -23,31 +24,27 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises for what cannot be a path
 
 
-def check_files(path: Path) -> None:
-    """Refuse what no engine would load, as far as a quick look tells (NotFound, FormatError)."""
-    if is_folder(path):
-        read_folder(path)
-    else:
-        read_model_header(path)
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What a quick look finds: the context that the model was trained for (0: it does not say), and its own sampling.
+
+    `sampling` is as it stands there: temperature, top-k, top-p.
+    """
+
+    trained_tokens: int
+    sampling: tuple[Any, Any, Any]
 
 
-def trained_tokens(path: Path) -> int:
-    """The longest context that the model was trained for; 0 where its file does not say (NotFound, FormatError)."""
+def read_files(path: Path) -> ModelFiles:
+    """Look at a file or a folder; what no engine would load is refused, as far as it shows (NotFound, FormatError)."""
     if is_folder(path):
-        return read_folder(path).trained_tokens
+        folder = read_folder(path)
+        read_tokenizer(path, folder.shape)  # a damaged one is told before another model has been closed for it
+        return ModelFiles(folder.trained_tokens, _folder_sampling(path))
     header = read_model_header(path)
-    return header.count(f"{header.text('general.architecture')}.context_length") or 0
-
-
-def own_sampling(path: Path, options: GenerationOptions) -> GenerationOptions:
-    """`options` with what the model's files ask for (NotFound, FormatError)."""
-    return _with(options, *(_folder_sampling(path) if is_folder(path) else _header_sampling(path)))
-
-
-def _header_sampling(path: Path) -> tuple[Any, Any, Any]:
-    metadata = read_model_header(path).metadata
-    temperature, top_k, top_p = (metadata.get(f"general.sampling.{key}") for key in ("temp", "top_k", "top_p"))
-    return temperature, top_k, top_p
+    trained = header.count(f"{header.text('general.architecture')}.context_length") or 0
+    temperature, top_k, top_p = (header.metadata.get(f"general.sampling.{key}") for key in ("temp", "top_k", "top_p"))
+    return ModelFiles(trained, (temperature, top_k, top_p))
 
 
 def _folder_sampling(path: Path) -> tuple[Any, Any, Any]:
@@ -61,8 +58,9 @@ def _folder_sampling(path: Path) -> tuple[Any, Any, Any]:
     return values.get("temperature"), values.get("top_k"), values.get("top_p")
 
 
-def _with(options: GenerationOptions, temperature: Any, top_k: Any, top_p: Any) -> GenerationOptions:
-    """Each where it is sensible."""
+def own_sampling(files: ModelFiles, options: GenerationOptions) -> GenerationOptions:
+    """`options` with what the model's files ask for, each where it is sensible."""
+    temperature, top_k, top_p = files.sampling
     if _is_number(temperature) and 0 <= temperature <= 10:
         options = replace(options, temperature=float(temperature))
     if type(top_k) is int and 0 < top_k < 1 << 20:

@@ -30,9 +30,10 @@ from quant.check import folder_sha256, hash_file
 from quant.config import read_values
 from quant.convert import check_disk
 from quant.journal import Journal, aside_path, journal_path, partial_path
+from quant.mlx import Shape
 from quant.mlx_repair import finished_files, mended_folder
 from quant.mlx_rows import Packing
-from quant.mlx_size import Shape, tensor_shapes
+from quant.names import source_shapes
 from quant.progress import Progress
 from quant.repair import Repair, repair_tokenizer
 from quant.safetensors import INDEX_NAME, ITEM_BYTES, SINGLE_NAME, Checkpoint, Record, read_checkpoint, shard_names
@@ -225,7 +226,7 @@ def _checked(folder: Path) -> tuple[Shape, Checkpoint]:
         raise FormatError(error.message) from None
     records = checkpoint.records
     expected: set[str] = set()
-    for name, size in tensor_shapes(shape).items():
+    for name, size in source_shapes(shape).items():
         expected |= _check_tensor(name, size, records, quantization)
     for name in records:
         if name not in expected and not name.endswith(_IGNORED_SUFFIX):
@@ -303,7 +304,7 @@ def _manifest(
     published = {name: snapshot.files[name].bytes for name in arrived.sha256}
     sized = {name: (folder / name).stat().st_size for name in sorted(hashes)}
     files = [{"name": name, "bytes": size_bytes, "sha256": hashes[name]} for name, size_bytes in sized.items()]
-    sizes = tensor_shapes(shape)
+    sizes = source_shapes(shape)
     weights_bytes = sum(record.size_bytes for record in checkpoint.records.values())
     return Manifest(
         name=choice.model.name,

@@ -6,13 +6,13 @@ Import in a child process only.
 from __future__ import annotations
 
 import ctypes
-import re
 from typing import Any
 
 import llama_cpp.llama_cpp as llama
 
-_END_TEXTS = frozenset(("<|im_end|>", "<|end|>", "<|endoftext|>"))
-_CONTROL_LOOK = re.compile(r"<\|.+\|>", re.DOTALL)
+from phi4local.backends.prompt import CONTROL_LOOK
+from quant.repair import STOPS
+
 _PIECE_BYTES = 256
 
 
@@ -36,7 +36,7 @@ class LlamaVocabulary:
             attributes = llama.llama_vocab_get_attr(self._handle, token)
             if attributes & (llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_USER_DEFINED):
                 text = self.text(token)
-                if len(text) > 1 and (attributes & llama.LLAMA_TOKEN_ATTR_CONTROL or _CONTROL_LOOK.fullmatch(text)):
+                if len(text) > 1 and (attributes & llama.LLAMA_TOKEN_ATTR_CONTROL or CONTROL_LOOK.fullmatch(text)):
                     found[text] = token
         return found
 
@@ -49,7 +49,7 @@ class LlamaVocabulary:
 
     def ends(self, token: int) -> bool:
         """Whether the answer is over when the model says this token."""
-        return llama.llama_vocab_is_eog(self._handle, token) or self.text(token) in _END_TEXTS
+        return llama.llama_vocab_is_eog(self._handle, token) or self.text(token) in STOPS
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token writes; a control token writes its name."""

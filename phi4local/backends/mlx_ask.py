@@ -19,9 +19,14 @@ INSTALL = "pip install 'phi4local[mlx]'"
 _UNSUITABLE_STATUS = 3  # the recipe does not suit the model
 
 
+def is_installed() -> bool:
+    """Whether mlx-lm can be found; it is not imported."""
+    return importlib.util.find_spec("mlx_lm") is not None
+
+
 def check_installed() -> None:
     """Refuse where mlx-lm cannot be found (BackendError); it is not imported."""
-    if importlib.util.find_spec("mlx_lm") is None:
+    if not is_installed():
         raise BackendError("MLX is not installed", hint=INSTALL)
 
 

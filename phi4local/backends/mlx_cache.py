@@ -128,7 +128,8 @@ class Caches:
         """Empty them all."""
         if self._config is None:
             self.layers = self._made_whole()
-        for cache in self.layers if self._config else ():
+            return
+        for cache in self.layers:
             cache.offset = 0
 
     def save(self, path: Path, tokens: list[int]) -> int:

@@ -1,4 +1,4 @@
-"""An MLX folder as its files tell: configuration, tokenizer, the shards' headers, and what loading it takes.
+"""An MLX folder as its files tell: configuration, the shards' headers, and what loading it takes.
 
 Checked before MLX sees any of it; needs no MLX itself.
 """
@@ -15,31 +15,34 @@ from typing import Any
 from phi4local.backends.state_file import file_identity
 from phi4local.errors import FormatError, NotFound
 from phi4local.fit import Use
-from quant.config import Config, config_of, read_values
-from quant.flash import FLASH_ARCHITECTURE, FLASH_MODEL_TYPE, FlashConfig, read_flash_config
-from quant.mlx_size import Shape, compute_bytes, kv_bytes, tensor_shapes
+from quant.config import Config, read_values
+from quant.flash import FLASH_MODEL_TYPE
+from quant.mlx import Shape, shape_of
+from quant.mlx_size import compute_bytes, item_bytes_of, kv_bytes
+from quant.names import source_shapes
 from quant.safetensors import Shard, read_shard
-from quant.tokenizer import Tokenizer, read_tokenizer
 
-_NORM = "model.layers.0.input_layernorm.weight"
 _READ_BY_MLX = ("generation_config.json", "hf_quant_config.json")  # mlx-lm opens them where they are
-_QUANTIZED = ("quantization", "quantization_config")
 
 
 @dataclass(frozen=True, slots=True)
 class MlxFolder:
-    """A folder that MLX can load; `config` or `flash` says what it is.
-
-    `mended_values` replace values of config.json: mlx-lm does not know every spelling of the rope's.
-    """
+    """A folder that MLX can load."""
 
     path: Path
-    config: Config | None
-    flash: FlashConfig | None
+    shape: Shape
     bits: str
-    mended_values: dict[str, Any]
-    tokenizer: Tokenizer
     shards: tuple[Shard, ...]
+
+    @property
+    def config(self) -> Config | None:
+        """The shape of a model that mlx-lm has; None: it is flash."""
+        return self.shape if isinstance(self.shape, Config) else None
+
+    @property
+    def mended_values(self) -> dict[str, Any]:
+        """What replaces values of config.json: mlx-lm does not know every spelling of the rope's."""
+        return _rope_values(self.config) if self.config else {}
 
     @property
     def weights_bytes(self) -> int:
@@ -49,15 +52,7 @@ class MlxFolder:
     @property
     def item_bytes(self) -> int:
         """Of the numbers that the model computes with: those of its norms."""
-        dtypes = {record.name: record.dtype for shard in self.shards for record in shard.records}
-        return 4 if dtypes.get(_NORM) == "F32" else 2
-
-    @property
-    def shape(self) -> Shape:
-        """What the model is, of either kind."""
-        shape = self.config or self.flash
-        assert shape is not None
-        return shape
+        return item_bytes_of(record for shard in self.shards for record in shard.records)
 
     @property
     def trained_tokens(self) -> int:
@@ -76,7 +71,7 @@ class MlxFolder:
     @property
     def description(self) -> str:
         """In the words of llama.cpp's: `phi3 14.7B MLX 4-bit`."""
-        parameters = sum(map(math.prod, tensor_shapes(self.shape).values()))
+        parameters = sum(map(math.prod, source_shapes(self.shape).values()))
         return f"{'phi3' if self.config else FLASH_MODEL_TYPE} {parameters / 1e9:.1f}B MLX {self.bits}"
 
     def identity(self) -> dict[str, Any]:
@@ -102,13 +97,7 @@ def read_folder(path: Path) -> MlxFolder:
     shards = tuple(read_shard(file) for file in sorted(path.glob("model*.safetensors")))
     if not shards:
         raise NotFound(f"No weights in `{path}`", hint="It should hold `model.safetensors`")
-    bits = _bits(values)
-    plain = {key: value for key, value in values.items() if key not in _QUANTIZED}
-    if values.get("architectures") == [FLASH_ARCHITECTURE]:
-        flash = read_flash_config(plain)
-        return MlxFolder(path, None, flash, bits, {}, read_tokenizer(path, flash), shards)
-    config = config_of(plain)
-    return MlxFolder(path, config, None, bits, _rope_values(config), read_tokenizer(path, config), shards)
+    return MlxFolder(path, shape_of(values), _bits(values), shards)
 
 
 def _bits(values: dict[str, Any]) -> str:

@@ -7,19 +7,17 @@ splitting of plain text is the `tokenizers` library's. Import in a child process
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Splitter
 
+from phi4local.backends.prompt import CONTROL_LOOK
 from phi4local.errors import FormatError
 from phi4local.files import read_bounded
 from phi4local.printing import printable
+from quant.repair import STOPS
 from quant.tokenizer import CONTROL, NORMAL, TOKENIZER_LIMIT_BYTES, USER_DEFINED, Tokenizer
-
-END_TEXTS = ("<|im_end|>", "<|end|>", "<|endoftext|>")
-_CONTROL_LOOK = re.compile(r"<\|.+\|>", re.DOTALL)
 
 
 class FolderVocabulary:
@@ -32,7 +30,7 @@ class FolderVocabulary:
         self.leading = tokenizer.special_ids.get("bos") if tokenizer.add_flags.get("bos") else None
         self._tokenizer = tokenizer
         self._splitter = _splitter(folder)
-        ends = {tokenizer.added.get(text) for text in END_TEXTS} | {tokenizer.special_ids.get("eos")}
+        ends = {tokenizer.added.get(text) for text in STOPS} | {tokenizer.special_ids.get("eos")}
         self.end_ids = frozenset(token for token in ends if token is not None)
 
     @staticmethod
@@ -61,7 +59,7 @@ def _controls(tokenizer: Tokenizer) -> dict[str, int]:
     """All tokens marked CONTROL, and those marked USER_DEFINED that look like it."""
     found = {}
     for token, (text, kind) in enumerate(zip(tokenizer.tokens, tokenizer.token_types, strict=True)):
-        if len(text) > 1 and (kind == CONTROL or (kind == USER_DEFINED and _CONTROL_LOOK.fullmatch(text))):
+        if len(text) > 1 and (kind == CONTROL or (kind == USER_DEFINED and CONTROL_LOOK.fullmatch(text))):
             found[text] = token
     return found
 

@@ -16,6 +16,7 @@ from phi4local.backends.worker import Desk, Loaded, Request, run
 from phi4local.engine import GenerationOptions
 from phi4local.errors import FormatError
 from phi4local.template import ChatTemplate
+from quant.tokenizer import read_tokenizer
 
 
 class MlxDesk(Desk):
@@ -28,8 +29,8 @@ class MlxDesk(Desk):
         placed = place_folder(settings, Budget(**request["budget"]), folder, sizes[-1])
         self.events.send({"placed": placed.use.total_bytes})
         name, identity = folder.path.name, folder.identity()
-        vocabulary = FolderVocabulary(folder.tokenizer, folder.path)
-        template = folder.tokenizer.chat_template
+        tokenizer = read_tokenizer(folder.path, folder.shape)
+        vocabulary, template = FolderVocabulary(tokenizer, folder.path), tokenizer.chat_template
         if not template:
             raise FormatError(f"`{name}` carries no chat template", hint="Get a build that has one")
         prompts = Prompts(ChatTemplate(template, name=name, bos=vocabulary.bos, eos=vocabulary.eos), vocabulary)

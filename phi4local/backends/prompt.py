@@ -17,6 +17,7 @@ from typing import Protocol
 
 from phi4local.template import ChatTemplate
 
+CONTROL_LOOK = re.compile(r"<\|.+\|>", re.DOTALL)  # of a token that acts, whatever it is marked as
 _REMEMBERED_TOKENS = 1 << 18
 # Code points that no text should hold: first the noncharacters, then the private planes.
 _UNUSUAL = (range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phi4local.actions.fit import DEFAULT_MODEL, SMALLEST, Fit, fit
-from phi4local.actions.fit_mlx import ELSEWHERE, is_installed
+from phi4local.actions.fit_mlx import ELSEWHERE
+from phi4local.backends.mlx_ask import is_installed
 from phi4local.catalog import find_model
 from phi4local.cli import output
 from phi4local.cli.arguments import add_context

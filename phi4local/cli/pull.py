@@ -7,9 +7,8 @@ import time
 from typing import Any
 
 from phi4local.actions.choice import OFFICIAL, READY, Choice, choose, is_mlx
-from phi4local.actions.fit_mlx import is_installed
 from phi4local.actions.pull import Preview, Pulled, preview, pull
-from phi4local.backends.mlx_ask import INSTALL
+from phi4local.backends.mlx_ask import INSTALL, is_installed
 from phi4local.cli import output
 from phi4local.cli.quantize import describe, manifest_json, plan_json, show_manifest, show_plan
 from phi4local.units import duration, file_size
